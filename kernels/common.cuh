@@ -1,0 +1,98 @@
+// What every kernel file includes: the activation type, 16-byte packs, checked calls, and the one launch helper.
+//
+// The same source is compiled by nvcc for the GPU and by g++ against simt/ for the CPU machine. The include path alone
+// decides which <cuda_runtime.h>, <collectives.cuh> and <ptx.cuh> are found; no kernel asks which machine it is on.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <collectives.cuh>  // shared_as, warp_sum, row_sum, block_sum
+#include <cstdint>
+
+#include "kernels/error.h"
+
+// The activation type of this build. Parameters have a working copy in floatX and an fp32 master; gradients of
+// parameters are always fp32; statistics and reductions are always fp32.
+#if defined(PRECISION_BF16)
+using floatX = __nv_bfloat16;
+#elif defined(PRECISION_FP32)
+using floatX = float;
+#else
+#error "define PRECISION_FP32 or PRECISION_BF16"
+#endif
+
+constexpr int WARP = 32;
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Conversions
+
+__host__ __device__ __forceinline__ float to_float(float x) { return x; }
+__host__ __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+template <class T>
+__host__ __device__ __forceinline__ T from_float(float x);
+template <>
+__host__ __device__ __forceinline__ float from_float<float>(float x) { return x; }
+template <>
+__host__ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
+
+__host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+__host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+__host__ __device__ constexpr int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Packs: 16 bytes, the widest load a thread can make. Addresses must be 16-byte aligned; rows of floatX are, since
+// channel counts are multiples of 16 bytes.
+
+template <class T>
+struct alignas(16) Pack {
+    static constexpr int size = 16 / sizeof(T);
+    T v[size];
+    __host__ __device__ __forceinline__ T& operator[](int i) { return v[i]; }
+    __host__ __device__ __forceinline__ const T& operator[](int i) const { return v[i]; }
+};
+using PackX = Pack<floatX>;  // 8 bf16 or 4 fp32
+
+template <class T>
+__device__ __forceinline__ Pack<T> load_pack(const T* p) {
+    return *reinterpret_cast<const Pack<T>*>(p);
+}
+template <class T>
+__device__ __forceinline__ void store_pack(T* p, const Pack<T>& pack) {
+    *reinterpret_cast<Pack<T>*>(p) = pack;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Checked calls
+
+inline void cuda_check(cudaError_t status, const char* call, const char* file, int line) {
+    if (status != cudaSuccess) programming_error(call, cudaGetErrorString(status), file, line);
+}
+#define CUDA_CHECK(call) cuda_check((call), #call, __FILE__, __LINE__)
+
+// launch(kernel, grid, block, shared_bytes, stream, args...): the only way a kernel is started.
+// Arguments are converted to the kernel's parameter types, as in a direct call.
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+            Args&&... args) {
+    if (shared_bytes > 48 * 1024) {  // more than the default must be asked for, once per kernel; asking again is cheap
+        CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                        cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
+    }
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
+}
+
+// Multiprocessors of the current device (OpenMP threads on the CPU machine): sizes persistent grids.
+inline int multiprocessors() {
+    static const int count = [] {
+        int device = 0, n = 0;
+        CUDA_CHECK(cudaGetDevice(&device));
+        CUDA_CHECK(cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device));
+        return n;
+    }();
+    return count;
+}

@@ -1,0 +1,74 @@
+// The network: allocation, forward, backward, update. The driver sees this header and nothing below it.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/common.cuh"
+#include "model/config.h"
+#include "model/registry.h"
+#include "parallel/comm.h"
+
+enum class Use { training, inference };
+
+struct MemorySegment {
+    std::string name;
+    size_t bytes;
+};
+// Every device allocation model_create would make, by segment, without making it.
+std::vector<MemorySegment> model_memory(const ModelConfig& config, int B, int T, Use use);
+size_t total_bytes(const std::vector<MemorySegment>& segments);
+// The largest batch of length T whose segments fit into `free_bytes`; 0: not even one.
+int largest_batch(const ModelConfig& config, int T, Use use, size_t free_bytes);
+
+// Floating-point operations per token, forward and backward: 6 per matmul parameter plus causal attention.
+double flops_per_token(const ModelConfig& config, int T);
+
+struct UpdateSettings {
+    double lr = 3e-4;  // this update's, schedule included
+    double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1;
+    double grad_clip = 1.0;  // 0: off
+    std::string decay = "2d";
+    std::vector<std::string> freeze;  // classes or name globs
+    uint64_t seed = 1337;
+};
+
+struct Model;
+struct ModelDeleter {
+    void operator()(Model* model) const;
+};
+using ModelPtr = std::unique_ptr<Model, ModelDeleter>;
+
+// Allocates everything for micro-batches of up to B sequences of up to T tokens. UserError when it cannot fit into the
+// free memory, predicted before anything is allocated.
+ModelPtr model_create(const ModelConfig& config, int B, int T, Use use);
+const ModelConfig& model_config(const Model& model);
+const Registry& model_registry(const Model& model);
+cudaStream_t model_stream(const Model& model);
+
+// Fresh weights from the registry's initialisation; a function of (seed, tensor name, element), not of padding.
+void model_init_weights(Model& model, uint64_t seed);
+
+// Host copies in arena layout (registry.arena floats): masters, first and second moments, gradients.
+void model_read_master(Model& model, float* host);
+void model_write_master(Model& model, const float* host, uint64_t seed, uint64_t step);  // also makes the working copy
+void model_read_moments(Model& model, float* m, float* v);
+void model_write_moments(Model& model, const float* m, const float* v);
+void model_read_grads(Model& model, float* host);
+
+// One micro-batch forward and backward; inputs, targets (B,T) on the host, b <= B and t <= T of model_create.
+// Gradients accumulate, of the sum of losses times loss_scale (1 / tokens of the update on this rank). A target < 0 is masked.
+void model_forward_backward(Model& model, const int* inputs, const int* targets, int b, int t, double loss_scale);
+// Sum of token losses over the micro-batches since the last call (synchronises), then starts at zero again.
+double model_take_loss(Model& model);
+// Averages gradients over the ranks.
+void model_average_grads(Model& model, Comm* comm);
+// Global norm, clipping and AdamW; `step` is 1-based. Leaves gradients zeroed. Returns the norm before clipping
+// (synchronises); if it is not finite nothing was updated.
+double model_update(Model& model, const UpdateSettings& settings, int64_t step);
+
+// Sum of token losses of one batch, no gradients (synchronises).
+double model_loss(Model& model, const int* inputs, const int* targets, int b, int t);
+// logits (V) fp32 on the host of the last of t tokens of one sequence.
+void model_last_logits(Model& model, const int* tokens, int t, float* logits);

@@ -1,0 +1,58 @@
+// The residual seam: what happens between two sublayers, in one kernel forward and one backward.
+//
+//     v     = N_out(u)            the sublayer's output, normalised if the scheme asks for it
+//     p     = rule(x, v)          vanilla: a*x + v
+//     x_new = N_post(p)           post-type schemes
+//     z     = scale * N_in(x_new) the next sublayer's input (or the head's: N_f is the last seam's N_in)
+//
+// A norm scheme is a sequence of seams; each of N_out, N_post, N_in is present or not. The first seam of a network has
+// no u: x_new = x (not written again), z = N_in(x). The frame is residual/row_kernel.cuh; a rule is one file beside it.
+#pragma once
+#include "kernels/common.cuh"
+
+enum class NormKind { layer, rms };
+
+// One norm of a seam. Absent when gain is null.
+struct SeamNorm {
+    const floatX* gain = nullptr;  // (C)
+    const floatX* bias = nullptr;  // (C), null: none (and always for rms)
+    float* mean = nullptr;         // (N) fp32, written forward, read backward; layer only
+    float* rstd = nullptr;         // (N) fp32
+    float* dgain = nullptr;        // (C) fp32, accumulated (+=) by the backward pass
+    float* dbias = nullptr;        // (C) fp32
+    float scale = 1.0f;            // fixed factor behind gain and bias (LayerNorm scaling), N_in only
+};
+
+struct SeamShape {
+    int64_t N;  // tokens
+    int C;      // channels, a multiple of 16 bytes
+    NormKind kind;
+    float eps;
+    float skip = 1.0f;  // a, the scheme's factor of the stream
+};
+
+struct SeamForward {
+    const floatX* x;        // (N,C) the stream before
+    const floatX* u;        // (N,C) the sublayer's output; null at the first seam
+    floatX* x_new;          // (N,C) the stream after; may be x; ignored at the first seam
+    floatX* z;              // (N,C) null when there is no N_in (then x_new itself is the next input)
+    floatX* p;              // (N,C) the sum before N_post, saved for the backward pass; null without N_post
+    SeamNorm out, post, in;
+};
+
+struct SeamBackward {
+    const floatX* dx_new;   // (N,C) gradient of the stream after, from later seams; null: zero (the last seam)
+    const floatX* dz;       // (N,C) gradient of z; null without N_in
+    const floatX* x_new;    // (N,C) saved (N_in's input)
+    const floatX* p;        // (N,C) saved (N_post's input); null without N_post
+    const floatX* u;        // (N,C) saved (N_out's input); needed only with N_out
+    floatX* dx;             // (N,C) gradient of x; may be dx_new
+    floatX* du;             // (N,C) gradient of u; may be dx when both are equal (vanilla, skip 1, no N_out); null at the first seam
+    SeamNorm out, post, in;
+};
+
+// Bytes of scratch for the parameter partials of one backward seam.
+size_t seam_scratch_bytes(int C);
+
+void vanilla_forward(const SeamForward& seam, const SeamShape& shape, cudaStream_t stream);
+void vanilla_backward(const SeamBackward& seam, const SeamShape& shape, float* scratch, cudaStream_t stream);
