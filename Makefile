@@ -1,0 +1,178 @@
+# residual.cu
+#
+#   make            builds the machine this computer has: CUDA when a GPU answers, else the CPU machine
+#   make demo       installs what is missing, builds, prepares a corpus, trains, evaluates, samples, plots
+#   make test       installs what is missing, builds fp32 and bf16, runs every test
+#   make bench      every kernel by itself, then whole models
+#   make lint       clang-tidy over the CPU build          make deps     installs packages, nothing else
+#   make carry      gathers header libraries into .carry/ for a machine without packages (use: make DEPS=.carry)
+#
+#   BACKEND=cpu|cuda  PRECISION=fp32|bf16  CUDA=/usr/local/cuda  ARCHS="80 90a"  DEPS=FOLDER
+#   VARIANT=check|asan   (CPU) kernels under the checking mode / AddressSanitizer; builds tests of kernels only
+#
+# A build lives in build/BACKEND-PRECISION[-VARIANT]/; build/NAME links to the default build's programs.
+
+CUDA ?= /usr/local/cuda
+NVCC ?= $(firstword $(wildcard $(CUDA)/bin/nvcc) $(shell command -v nvcc 2>/dev/null))
+HAS_GPU := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
+
+ifeq ($(origin BACKEND), undefined)
+  BACKEND := $(if $(and $(HAS_GPU),$(NVCC)),cuda,cpu)
+endif
+PRECISION ?= $(if $(filter cuda,$(BACKEND)),bf16,fp32)
+VARIANT ?=
+DEPS ?=
+
+$(if $(filter-out cpu cuda,$(BACKEND)),$(error BACKEND=$(BACKEND): say cpu or cuda))
+$(if $(filter-out fp32 bf16,$(PRECISION)),$(error PRECISION=$(PRECISION): say fp32 or bf16))
+$(if $(filter-out check asan,$(VARIANT)),$(error VARIANT=$(VARIANT): say check or asan, or leave it out))
+$(if $(and $(VARIANT),$(filter cuda,$(BACKEND))),$(error VARIANT=$(VARIANT) is of the CPU machine: use BACKEND=cpu))
+
+BUILD := build/$(BACKEND)-$(PRECISION)$(addprefix -,$(VARIANT))
+OBJ := $(BUILD)/obj
+VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+
+# ---- sources --------------------------------------------------------------------------------------------------------
+KERNELS := $(wildcard kernels/*.cu residual/*.cu optimizer/*.cu)
+LIBRARY := $(wildcard model/*.cu model/*.cpp parallel/*.cpp optimizer/*.cpp dataloader/*.cpp checkpoint/*.cpp \
+             eval/*.cpp driver/*.cpp driver/*.cu)
+SIMT := $(if $(filter cpu,$(BACKEND)),$(wildcard simt/*.cpp))
+BENCH := $(wildcard dev/bench/*.cu dev/bench/*.cpp)
+PROGRAMS := train_gpt2 eval_gpt2 sample_gpt2 tokenize bench
+# Tests of kernels and of the CPU machine need no model: they are what the check and asan variants build.
+KERNEL_TESTS := $(wildcard $(addprefix tests/test_,$(addsuffix .c*,simt* ptx matmul cublaslt activation attention* seam \
+                  embedding bias classifier adamw gradient_norm)))
+TESTS := $(if $(VARIANT),$(KERNEL_TESTS),$(wildcard tests/test_*.cpp tests/test_*.cu))
+
+objects = $(patsubst %,$(OBJ)/%.o,$(1))
+KERNEL_OBJ := $(call objects,$(KERNELS) $(SIMT))
+LIB_OBJ := $(KERNEL_OBJ) $(call objects,$(LIBRARY))
+TEST_OBJ := $(call objects,$(TESTS)) $(OBJ)/tests/main.cpp.o
+
+# ---- flags ----------------------------------------------------------------------------------------------------------
+DEFINES := -DPRECISION_$(if $(filter bf16,$(PRECISION)),BF16,FP32) -DNDEBUG
+INCLUDES := -I. $(if $(DEPS),-I$(DEPS)/include) -Itests
+# The version is seen by one file only, so that a commit does not rebuild everything.
+$(OBJ)/driver/version.cpp.o: DEFINES += -DRESIDUAL_VERSION='"$(VERSION)"'
+
+ifeq ($(BACKEND),cpu)
+  CXX := g++
+  OPENBLAS ?= $(firstword $(wildcard /usr/lib/*/openblas-openmp/libopenblas.so))
+  MPI_COMPILE = $(shell mpicxx -showme:compile 2>/dev/null)
+  MPI_LINK = $(shell mpicxx -showme:link 2>/dev/null)
+  WARN := -Wall -Wextra -Werror -Wno-unknown-pragmas
+  CXXFLAGS := -std=c++20 -g1 -march=native -fopenmp -fno-strict-aliasing -ffp-contract=fast $(WARN)
+  SIMT_FLAGS :=
+  ifeq ($(VARIANT),check)
+    # Kernels are compiled with -fsanitize=thread for its memory-access hooks; simt/ supplies them, libtsan is not linked.
+    OPT := -O1
+    SIMT_FLAGS := -DSIMT_CHECK
+    KERNEL_FLAGS := -DSIMT_CHECK -fsanitize=thread -g
+  else ifeq ($(VARIANT),asan)
+    OPT := -O1 -g -fsanitize=address -fno-omit-frame-pointer
+    LDFLAGS += -fsanitize=address
+  else
+    OPT := -O3
+  endif
+  INCLUDES += -Isimt
+  LIBS = $(OPENBLAS) -Wl,-rpath,$(dir $(OPENBLAS)) -lboost_context $(MPI_LINK) -lpthread -ldl
+  LINK := g++ -fopenmp -rdynamic
+else
+  ARCHS ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | \
+             sed 's/\.//;s/^90$$/90a/;s/^100$$/100a/'),80 90a)
+  # The PTX beside machine code lets cards we did not name run too.
+  GENCODE := $(foreach a,$(ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) -gencode arch=compute_80,code=compute_80
+  NVFLAGS := -std=c++20 -O3 -lineinfo --threads 0 -Werror all-warnings -Xcompiler -Wall,-fno-strict-aliasing \
+             -Xptxas -v $(GENCODE)
+  CXX := g++
+  CXXFLAGS := -std=c++20 -fno-strict-aliasing -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-unused-parameter
+  OPT := -O2
+  # The toolkit's headers are not ours to warn about.
+  INCLUDES += -Ikernels/gpu -isystem $(CUDA)/include
+  NCCL := $(firstword $(wildcard $(CUDA)/lib64/libnccl.so /usr/lib/*/libnccl.so))
+  LIBS = -L$(CUDA)/lib64 -lcublasLt -lcudart $(NCCL) -lpthread -ldl
+  LINK := g++ -Wl,-rpath,$(CUDA)/lib64
+endif
+
+# ---- targets --------------------------------------------------------------------------------------------------------
+.PHONY: all programs tests demo test bench lint deps carry clean cuda-gate
+all: $(if $(VARIANT),tests,programs)
+programs: $(addprefix $(BUILD)/,$(PROGRAMS)) links
+tests: $(BUILD)/tests $(if $(VARIANT),,$(BUILD)/ranks)
+
+.PHONY: links
+links: $(addprefix $(BUILD)/,$(PROGRAMS))
+	@for p in $(PROGRAMS); do ln -sfn $(notdir $(BUILD))/$$p build/$$p; done
+
+$(addprefix $(BUILD)/,$(filter-out bench,$(PROGRAMS))): $(BUILD)/%: $(OBJ)/%.main.o $(LIB_OBJ)
+	$(LINK) $(LDFLAGS) -o $@ $^ $(LIBS)
+$(BUILD)/bench: $(call objects,$(BENCH)) $(LIB_OBJ)
+	$(LINK) $(LDFLAGS) -o $@ $^ $(LIBS)
+$(BUILD)/tests: $(TEST_OBJ) $(if $(VARIANT),$(KERNEL_OBJ),$(LIB_OBJ))
+	$(LINK) $(LDFLAGS) -o $@ $^ $(LIBS)
+# The program that tests collectives under mpirun.
+$(BUILD)/ranks: $(OBJ)/tests/ranks.cpp.o $(LIB_OBJ)
+	$(LINK) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+ifeq ($(BACKEND),cpu)
+# simt/ itself is never instrumented by the checking mode: it is the checker.
+$(OBJ)/simt/%.cpp.o: simt/%.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS) $(OPT) $(DEFINES) $(SIMT_FLAGS) $(INCLUDES) $(MPI_COMPILE) -MMD -MP -c $< -o $@
+$(OBJ)/%.cu.o: %.cu
+	@mkdir -p $(@D)
+	$(CXX) -x c++ $(CXXFLAGS) $(OPT) $(DEFINES) $(KERNEL_FLAGS) $(INCLUDES) -MMD -MP -c $< -o $@
+$(OBJ)/%.main.o: %.cu
+	@mkdir -p $(@D)
+	$(CXX) -x c++ $(CXXFLAGS) $(OPT) $(DEFINES) $(INCLUDES) -MMD -MP -c $< -o $@
+else
+$(OBJ)/%.cu.o: %.cu
+	@mkdir -p $(@D)
+	@echo nvcc $<
+	@$(NVCC) $(NVFLAGS) $(DEFINES) $(INCLUDES) -MMD -MP -c $< -o $@ > $@.ptxas 2>&1 || (cat $@.ptxas; rm -f $@; exit 1)
+$(OBJ)/%.main.o: %.cu
+	@mkdir -p $(@D)
+	@echo nvcc $<
+	@$(NVCC) $(NVFLAGS) $(DEFINES) $(INCLUDES) -MMD -MP -c $< -o $@ > $@.ptxas 2>&1 || (cat $@.ptxas; rm -f $@; exit 1)
+endif
+$(OBJ)/%.cpp.o: %.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS) $(OPT) $(DEFINES) $(SIMT_FLAGS) $(INCLUDES) -MMD -MP -c $< -o $@
+$(OBJ)/%.main.o: %.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS) $(OPT) $(DEFINES) $(INCLUDES) -MMD -MP -c $< -o $@
+
+# Catch2's main is the same for every build: once, unoptimised.
+build/catch_main.o: tests/main.cpp
+	@mkdir -p build
+	g++ -std=c++20 -O0 $(if $(DEPS),-I$(DEPS)/include) -c $< -o $@
+$(OBJ)/tests/main.cpp.o: build/catch_main.o
+	@mkdir -p $(@D)
+	ln -sf ../../../catch_main.o $@
+
+# Test sources are compiled for speed of compilation; what they test is compiled for speed.
+$(OBJ)/tests/%.o: OPT := $(if $(VARIANT),$(OPT),-O1)
+
+demo: deps
+	dev/demo.sh
+test: deps
+	tests/run.sh
+deps:
+	@dev/deps.sh
+bench:
+	$(MAKE) programs
+	$(BUILD)/bench
+carry:
+	dev/carry.sh .carry
+lint: compile_commands.json
+	dev/lint.sh
+compile_commands.json: Makefile
+	python3 dev/compile_commands.py
+clean:
+	rm -rf build compile_commands.json
+
+# No register spills, no serialised wgmma, no ignored setmaxnreg; prints registers and shared memory of every kernel.
+cuda-gate: programs tests
+	dev/cuda_gate.py $(OBJ)
+
+-include $(shell find $(OBJ) -name '*.d' 2>/dev/null)

@@ -1,0 +1,172 @@
+// Weights: initialisation, reading and writing, and the optimizer's update.
+#include <cmath>
+#include <fnmatch.h>
+#include <thread>
+
+#include "model/model_state.h"
+#include "optimizer/gradient_norm.cuh"
+
+const ModelConfig& model_config(const Model& model) { return model.config; }
+const Registry& model_registry(const Model& model) { return model.registry; }
+cudaStream_t model_stream(const Model& model) { return model.stream; }
+
+namespace {
+
+uint64_t mix(uint64_t z) {  // splitmix64's finaliser: every input bit reaches every output bit
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    return z ^ (z >> 31);
+}
+
+uint64_t hash_name(const std::string& name) {  // FNV-1a
+    uint64_t h = 0xCBF29CE484222325ull;
+    for (unsigned char ch : name) h = (h ^ ch) * 0x100000001B3ull;
+    return h;
+}
+
+// Elements [first, last) of true index space, pairs of normals by Box and Muller from a counter.
+void fill_normal(float* stored, const Tensor& t, uint64_t key, int64_t first, int64_t last) {
+    auto put = [&](int64_t i, double z) {
+        if (i < last) stored[i / t.cols * t.stored_cols + i % t.cols] = static_cast<float>(t.init_mean + t.init_std * z);
+    };
+    for (int64_t i = first; i < last; i += 2) {  // first is even
+        const uint64_t bits = mix(key + 0x9E3779B97F4A7C15ull * static_cast<uint64_t>(i / 2 + 1));
+        const double u = (static_cast<double>(bits >> 32) + 1.0) * 0x1p-32;  // (0,1]
+        const double angle = static_cast<double>(bits & 0xFFFFFFFFu) * (0x1p-32 * 6.283185307179586);
+        const double radius = std::sqrt(-2.0 * std::log(u));
+        put(i, radius * std::cos(angle));
+        put(i + 1, radius * std::sin(angle));
+    }
+}
+
+}  // namespace
+
+void model_init_weights(Model& model, uint64_t seed) {
+    std::vector<float> host(static_cast<size_t>(model.registry.arena), 0.0f);
+    const int workers = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+    for (const Tensor& t : model.registry.tensors) {
+        float* stored = host.data() + t.offset;
+        if (t.init_std == 0) {
+            for (int64_t r = 0; r < t.rows; r++)
+                for (int64_t c = 0; c < t.cols; c++) stored[r * t.stored_cols + c] = t.init_mean;
+            continue;
+        }
+        const uint64_t key = mix(seed * 0x9E3779B97F4A7C15ull ^ hash_name(t.name));
+        const int64_t share = round_up(ceil_div(t.true_count(), static_cast<int64_t>(workers)), 2);
+        std::vector<std::thread> threads;
+        for (int64_t first = 0; first < t.true_count(); first += share) {
+            const int64_t last = std::min(first + share, t.true_count());
+            if (share < 4096) {
+                fill_normal(stored, t, key, first, last);
+            } else {
+                threads.emplace_back(fill_normal, stored, std::cref(t), key, first, last);
+            }
+        }
+        for (std::thread& thread : threads) thread.join();
+    }
+    model_write_master(model, host.data(), seed, 0);
+}
+
+static void copy(Model& model, void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+    CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, kind, model.stream));
+    CUDA_CHECK(cudaStreamSynchronize(model.stream));
+}
+static size_t arena_bytes(const Model& model) { return static_cast<size_t>(model.registry.arena) * sizeof(float); }
+
+void model_read_master(Model& model, float* host) {
+    CHECK(model.master != nullptr);
+    copy(model, host, model.master, arena_bytes(model), cudaMemcpyDeviceToHost);
+}
+
+void model_write_master(Model& model, const float* host, uint64_t seed, uint64_t step) {
+    if (model.master) {
+        copy(model, model.master, host, arena_bytes(model), cudaMemcpyHostToDevice);
+        if constexpr (sizeof(floatX) == 2)
+            round_params(model.params, model.master, model.registry.arena, seed, step, model.stream);
+        return;
+    }
+    // bf16 inference keeps no masters: they pass through the memory of one tensor at a time.
+    int64_t largest = 0;
+    for (const Tensor& t : model.registry.tensors) largest = std::max(largest, t.count);
+    float* staging = nullptr;
+    CUDA_CHECK(cudaMalloc(reinterpret_cast<void**>(&staging), static_cast<size_t>(largest) * sizeof(float)));
+    for (const Tensor& t : model.registry.tensors) {
+        copy(model, staging, host + t.offset, static_cast<size_t>(t.count) * sizeof(float), cudaMemcpyHostToDevice);
+        round_params_nearest(model.params + t.offset, staging, t.count, model.stream);
+    }
+    CUDA_CHECK(cudaStreamSynchronize(model.stream));
+    CUDA_CHECK(cudaFree(staging));
+}
+
+void model_read_moments(Model& model, float* m, float* v) {
+    copy(model, m, model.m, arena_bytes(model), cudaMemcpyDeviceToHost);
+    copy(model, v, model.v, arena_bytes(model), cudaMemcpyDeviceToHost);
+}
+
+void model_write_moments(Model& model, const float* m, const float* v) {
+    copy(model, model.m, m, arena_bytes(model), cudaMemcpyHostToDevice);
+    copy(model, model.v, v, arena_bytes(model), cudaMemcpyHostToDevice);
+}
+
+void model_read_grads(Model& model, float* host) {
+    copy(model, host, model.grads, arena_bytes(model), cudaMemcpyDeviceToHost);
+}
+
+void model_average_grads(Model& model, Comm* comm) {
+    comm_average(comm, model.grads, static_cast<size_t>(model.registry.arena), model.stream);
+}
+
+static bool frozen(const Tensor& t, const std::vector<std::string>& patterns) {
+    for (const std::string& pattern : patterns)
+        if (pattern == class_name(t.cls) || fnmatch(pattern.c_str(), t.name.c_str(), 0) == 0) return true;
+    return false;
+}
+
+double model_update(Model& model, const UpdateSettings& settings, int64_t step) {
+    CHECK(model.use == Use::training && step >= 1);
+    const double correction1 = adamw_correction(settings.beta1, step), correction2 = adamw_correction(settings.beta2, step);
+    const bool first = model.chunks_host.empty();
+    model.adamw_host.clear();
+    for (const Tensor& t : model.registry.tensors) {
+        AdamWTensor a = {};
+        a.offset = t.offset;
+        a.count = t.count;
+        a.lr = static_cast<float>(settings.lr);
+        a.weight_decay = decays(t, settings.decay) ? static_cast<float>(settings.weight_decay) : 0.0f;
+        a.beta1 = static_cast<float>(settings.beta1);
+        a.beta2 = static_cast<float>(settings.beta2);
+        a.eps = static_cast<float>(settings.eps);
+        a.correction1 = static_cast<float>(correction1);
+        a.correction2 = static_cast<float>(correction2);
+        a.frozen = frozen(t, settings.freeze);
+        if (a.frozen)  // what does not move does not count in the norm
+            CUDA_CHECK(cudaMemsetAsync(model.grads + t.offset, 0, static_cast<size_t>(t.count) * sizeof(float), model.stream));
+        model.adamw_host.push_back(a);
+    }
+    CUDA_CHECK(cudaMemcpyAsync(model.adamw_tensors, model.adamw_host.data(), model.adamw_host.size() * sizeof(AdamWTensor),
+                               cudaMemcpyHostToDevice, model.stream));
+    if (first) {
+        model.chunks_host = adamw_chunks(model.adamw_host);
+        CUDA_CHECK(cudaMemcpyAsync(model.adamw_chunk_list, model.chunks_host.data(),
+                                   model.chunks_host.size() * sizeof(AdamWChunk), cudaMemcpyHostToDevice, model.stream));
+    }
+    gradient_norm(model.clip, model.grads, model.registry.arena, static_cast<float>(settings.grad_clip), model.scratch,
+                  model.stream);
+    adamw_update(model.params, model.master, model.grads, model.m, model.v, model.adamw_tensors, model.adamw_chunk_list,
+                 static_cast<int>(model.chunks_host.size()), model.clip, true, settings.seed, static_cast<uint64_t>(step),
+                 model.stream);
+    float norm = 0;
+    CUDA_CHECK(cudaMemcpyAsync(&norm, model.clip, sizeof norm, cudaMemcpyDeviceToHost, model.stream));
+    CUDA_CHECK(cudaStreamSynchronize(model.stream));
+    return norm;
+}
+
+double flops_per_token(const ModelConfig& c, int T) {
+    // 2 per multiply-add, once forward and twice backward, for every weight that a token meets in a product (the head
+    // included, embeddings not); attention over (T+1)/2 keys on average: q.k and p.v, 4*C each forward, 2.5 times that backward
+    // because the scores are computed again is not counted: this is the model's work, not the kernel's.
+    const double C = c.channels, kv = static_cast<double>(c.kv_heads) * c.head_size();
+    const double weights = c.layers * (C * (C + 2 * kv) + C * C + 2.0 * C * c.ffn) + C * c.vocab;
+    const double attention = 3.0 * 4.0 * C * c.layers * (T / 2.0);
+    return 6.0 * weights + attention;
+}
