@@ -37,12 +37,12 @@ KERNELS := $(wildcard kernels/*.cu residual/*.cu optimizer/*.cu)
 LIBRARY := $(wildcard model/*.cu model/*.cpp parallel/*.cpp optimizer/*.cpp dataloader/*.cpp checkpoint/*.cpp \
              eval/*.cpp driver/*.cpp driver/*.cu)
 SIMT := $(if $(filter cpu,$(BACKEND)),$(wildcard simt/*.cpp))
-BENCH := $(wildcard dev/bench/*.cu dev/bench/*.cpp)
+BENCH := $(wildcard dev/bench/bench*.cu)
 PROGRAMS := train_gpt2 eval_gpt2 sample_gpt2 tokenize bench
 # Tests of kernels and of the CPU machine need no model: they are what the check and asan variants build.
 KERNEL_TESTS := $(wildcard $(addprefix tests/test_,$(addsuffix .c*,simt* ptx matmul cublaslt activation attention* seam \
                   embedding bias classifier adamw gradient_norm)))
-TESTS := $(if $(VARIANT),$(KERNEL_TESTS),$(wildcard tests/test_*.cpp tests/test_*.cu))
+TESTS := $(if $(VARIANT),$(KERNEL_TESTS),$(wildcard tests/test_*.cpp tests/test_*.cu) tests/run_program.cpp)
 
 objects = $(patsubst %,$(OBJ)/%.o,$(1))
 KERNEL_OBJ := $(call objects,$(KERNELS) $(SIMT))

@@ -1,5 +1,9 @@
 // Batches of (inputs, targets) in the order of the outside contract, a pure function of (settings, position):
 // --no-shuffle reads the shards in sequence; --shuffle permutes T-long windows over all shards by (seed, epoch).
+//
+// Shuffled: window w of a shard is its tokens [w*T, w*T+T] (the last one only a target), so a shard of n tokens has
+// (n-1)/T of them. A micro-step of all ranks takes the next ranks*B windows of the epoch's order, rank r the B at r*B;
+// where an epoch ends within a micro-step, the next epoch's order goes on. So the order knows nothing of ranks.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -8,7 +12,7 @@
 #include "dataloader/shards.h"
 
 struct LoaderPosition {  // what state.json keeps
-    int64_t shard = 0, token = 0;   // --no-shuffle: where the next update's first micro-step starts
+    int64_t shard = 0, token = 0;   // --no-shuffle: where the next micro-step starts, if enough is left there
     int64_t epoch = 0, window = 0;  // --shuffle: the next window in this epoch's order
 };
 
@@ -22,11 +26,15 @@ struct Loader {
     int64_t num_windows = 0;
 };
 
-// UserError when the data is too small for one micro-step of all ranks.
+// UserError when the data is too small for one micro-step of all ranks. A loader for validation is one with rank 0 of 1
+// and shuffle off: batches are numbered over all ranks, which share them out among themselves.
 Loader loader_create(const std::string& pattern, int vocab, int B, int T, int rank, int ranks, bool shuffle,
                      uint64_t seed);
+// Goes on from a saved position. UserError when it does not lie in this data (the shards or T have changed).
+void loader_seek(Loader& loader, const LoaderPosition& at);
 // This rank's next micro-batch: inputs (B,T), targets (B,T); advances by one micro-step of all ranks.
 void loader_next(Loader& loader, int* inputs, int* targets);
 // Validation: micro-batch number m of a pass in order from the start (independent of `at`); false when the data is
 // exhausted (fewer than B*T+1 tokens left in a shard: the next shard; after the last: false).
 bool loader_validation_batch(const Loader& loader, int64_t m, int* inputs, int* targets);
+int64_t loader_validation_batches(const Loader& loader);  // in a whole pass

@@ -82,7 +82,7 @@ void model_write_master(Model& model, const float* host, uint64_t seed, uint64_t
     if (model.master) {
         copy(model, model.master, host, arena_bytes(model), cudaMemcpyHostToDevice);
         if constexpr (sizeof(floatX) == 2)
-            round_params(model.params, model.master, model.registry.arena, seed, step, model.stream);
+            round_params(model.params, model.master, 0, model.registry.arena, seed, step, model.stream);
         return;
     }
     // bf16 inference keeps no masters: they pass through the memory of one tensor at a time.
@@ -92,7 +92,7 @@ void model_write_master(Model& model, const float* host, uint64_t seed, uint64_t
     CUDA_CHECK(cudaMalloc(reinterpret_cast<void**>(&staging), static_cast<size_t>(largest) * sizeof(float)));
     for (const Tensor& t : model.registry.tensors) {
         copy(model, staging, host + t.offset, static_cast<size_t>(t.count) * sizeof(float), cudaMemcpyHostToDevice);
-        round_params_nearest(model.params + t.offset, staging, t.count, model.stream);
+        round_params(model.params + t.offset, staging, t.offset, t.count, seed, step, model.stream);
     }
     CUDA_CHECK(cudaStreamSynchronize(model.stream));
     CUDA_CHECK(cudaFree(staging));
@@ -162,9 +162,9 @@ double model_update(Model& model, const UpdateSettings& settings, int64_t step) 
 }
 
 double flops_per_token(const ModelConfig& c, int T) {
-    // 2 per multiply-add, once forward and twice backward, for every weight that a token meets in a product (the head
-    // included, embeddings not); attention over (T+1)/2 keys on average: q.k and p.v, 4*C each forward, 2.5 times that backward
-    // because the scores are computed again is not counted: this is the model's work, not the kernel's.
+    // Each weight that a token meets in a product (the head included, embeddings not) is one multiply-add forward and two
+    // backward: 6. Attention meets T/2 keys on average: q.k and p.v are 4*C per key forward, twice that backward. What a
+    // kernel computes again to save memory is not counted: this is the model's work.
     const double C = c.channels, kv = static_cast<double>(c.kv_heads) * c.head_size();
     const double weights = c.layers * (C * (C + 2 * kv) + C * C + 2.0 * C * c.ffn) + C * c.vocab;
     const double attention = 3.0 * 4.0 * C * c.layers * (T / 2.0);

@@ -32,5 +32,8 @@ void adamw_update(floatX* params, float* master, float* grads, float* m, float* 
                   const AdamWChunk* chunks, int num_chunks, const float* clip, bool zero_grads, uint64_t seed,
                   uint64_t step, cudaStream_t stream);
 
-// params <- round(master) with the same random bits as adamw_update at (seed, step): what a resumed run starts from.
-void round_params(floatX* params, const float* master, int64_t count, uint64_t seed, uint64_t step, cudaStream_t stream);
+// params (count) <- round(master (count)) with the same random bits as adamw_update at (seed, step): what a resumed run
+// starts from. `first` is the arena index of element 0: the bits belong to the arena index. Nothing to do in fp32 builds
+// when both are the same array; otherwise a copy.
+void round_params(floatX* params, const float* master, int64_t first, int64_t count, uint64_t seed, uint64_t step,
+                  cudaStream_t stream);

@@ -18,12 +18,22 @@ bool can_abandon();
 
 [[noreturn]] void report_deadlock(unsigned at_block, unsigned at_warp, unsigned exited, int first_warp_waiter);
 
+// What the checker wants to know of.
 #ifdef SIMT_CHECK
 void block_begins(Block& block);
 void block_ends(Block& block);
+void memory_allocated(void* p, size_t bytes);
+void memory_freed(void* p, size_t bytes);
+void memory_written(void* p, size_t bytes);                    // by the host
+void memory_copied(void* to, const void* from, size_t bytes);
+void check_scratch_used(void* p, size_t bytes);  // a collective may have overwritten it
 #else
 inline void block_begins(Block&) {}
 inline void block_ends(Block&) {}
+inline void memory_allocated(void*, size_t) {}
+inline void memory_freed(void*, size_t) {}
+inline void memory_written(void*, size_t) {}
+inline void memory_copied(void*, const void*, size_t) {}
 #endif
 
 }  // namespace simt

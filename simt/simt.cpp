@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <boost/context/detail/fcontext.hpp>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -13,6 +12,7 @@
 #include <memory>
 #include <vector>
 
+#include "context.h"
 #include "engine.h"
 #ifdef _OPENMP
 #include <omp.h>
@@ -28,11 +28,6 @@
 namespace simt {
 namespace {
 
-using boost::context::detail::fcontext_t;
-using boost::context::detail::jump_fcontext;
-using boost::context::detail::make_fcontext;
-using boost::context::detail::transfer_t;
-
 // Stacks are carved from chunks of 32, each an odd number of pages and each starting at another cache line: if all
 // stacks' tops fell into the same cache sets, every switch would miss.
 #if defined(__SANITIZE_ADDRESS__) || defined(SIMT_CHECK)
@@ -44,7 +39,7 @@ constexpr size_t kStacksPerChunk = 32;
 constexpr size_t kRedZone = 4096;
 
 struct Stack {
-    fcontext_t context = nullptr;  // where this stack waits for a lane to start, while it is idle
+    Context context = nullptr;  // where this stack waits for a lane to start, while it is idle
     char* base = nullptr;          // null for the OS thread's own stack
     size_t bytes = 0;
 };
@@ -52,7 +47,7 @@ struct Stack {
 // Everything that one OS thread needs to run blocks. Made at its first kernel, kept for its life.
 struct Machine {
     Block block{};
-    fcontext_t context[kMaxThreads] = {};  // of suspended lanes; null: the lane has not started
+    Context context[kMaxThreads] = {};  // of suspended lanes; null: the lane has not started
     Stack* stack_of[kMaxThreads] = {};
     uint3 index[kMaxThreads] = {};
     dim3 index_shape{0, 0, 0};  // the block shape that `index` was filled for
@@ -114,7 +109,7 @@ Machine::~Machine() {
     }
 }
 
-void run_on_pooled_stack(transfer_t from);
+void run_on_pooled_stack();
 
 void Machine::add_chunk() {
     size_t bytes = kStackBytes * kStacksPerChunk;
@@ -137,16 +132,15 @@ void Machine::add_chunk() {
     }
 }
 
-// Goes to `target`, whose context is `to`; where we stop is stored into *from_slot by whoever runs next.
-SIMT_INLINE void jump(Stack* target, fcontext_t to, fcontext_t* from_slot) {
+// Goes to `target`, whose context is `to`; where we stop is stored into *from_slot.
+SIMT_INLINE void jump(Stack* target, Context to, Context* from_slot) {
     Stack* mine = machine->running;
     machine->running = target;
 #if defined(__SANITIZE_ADDRESS__)
     void* fake = nullptr;
     __sanitizer_start_switch_fiber(&fake, target->base, target->bytes);
 #endif
-    transfer_t from = jump_fcontext(to, from_slot);
-    *static_cast<fcontext_t*>(from.data) = from.fctx;
+    switch_context(from_slot, to);
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #endif
@@ -251,8 +245,7 @@ void run_lanes(Machine& m) {
     }
 }
 
-void run_on_pooled_stack(transfer_t from) {
-    *static_cast<fcontext_t*>(from.data) = from.fctx;
+void run_on_pooled_stack() {
 #if defined(__SANITIZE_ADDRESS__)
     const void* bottom = nullptr;
     size_t bytes = 0;
@@ -276,7 +269,7 @@ Stack* stack_for_new_lane(Machine& m) {
 #if defined(__SANITIZE_ADDRESS__)
         ASAN_UNPOISON_MEMORY_REGION(stack->base, stack->bytes);
 #endif
-        stack->context = make_fcontext(stack->base + stack->bytes, stack->bytes, run_on_pooled_stack);
+        stack->context = make_context(stack->base + stack->bytes, stack->bytes, run_on_pooled_stack);
     }
     return stack;
 }
@@ -412,7 +405,7 @@ void suspend() {
     take(m, static_cast<unsigned>(next));
     if (static_cast<unsigned>(next) == me) return;  // it was ready again, and no other lane was
     become(m, static_cast<unsigned>(next));
-    fcontext_t to = m.context[next];
+    Context to = m.context[next];
     Stack* target = m.stack_of[next];
     if (!to) {
         target = stack_for_new_lane(m);
@@ -451,7 +444,7 @@ Local* add_local(const void* type, void* object, void (*destroy)(void*)) {
 
 void abandon_block() {
     Machine& m = *machine;
-    fcontext_t nowhere = nullptr;
+    Context nowhere = nullptr;
     m.finished = m.abandoned = true;
     jump(&m.own, m.own.context, &nowhere);
     abort();  // not reached

@@ -40,7 +40,7 @@ __forceinline__ float exp_reduced(float r) {
 __forceinline__ float exp_f(float x) {
     // Beyond these the result is 0 or infinity. The comparisons are so written that NaN goes through.
     x = x > 89.0f ? 89.0f : x;
-    x = x < -88.0f ? -88.0f : x;
+    x = x < -104.0f ? -104.0f : x;
     float n = round_even(x * kLog2e);
     float r = __builtin_fmaf(n, -0.693359375f, x);  // ln2 in two parts, the first exact in few bits
     r = __builtin_fmaf(n, 2.12194440e-4f, r);

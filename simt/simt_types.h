@@ -12,9 +12,7 @@
 #define __launch_bounds__(...)
 #define __cluster_dims__(...)
 #define __align__(n) alignas(n)
-// __noinline__ is also the name of a GCC attribute that libstdc++ writes as __attribute__((__noinline__)); the CUDA
-// toolkit has the same collision. g++ understands __attribute__((noinline)), so the macro gives that word alone.
-#define __noinline__ noinline
+// __noinline__ cannot be a macro: libstdc++ 12 writes __attribute__((__noinline__)). Write [[gnu::noinline]].
 
 #define SIMT_VECTORS(T, name, align2, align4)                                                               \
     struct name##1 {                                                                                        \

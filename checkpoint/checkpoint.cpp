@@ -1,0 +1,190 @@
+#include "checkpoint/checkpoint.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "checkpoint/files.h"
+#include "checkpoint/huggingface.h"
+#include "kernels/error.h"
+
+using nlohmann::ordered_json;
+
+namespace {
+
+constexpr const char* optimizer_file = "optimizer_0000.safetensors";  // one shard: moments are whole on every rank
+
+std::string last_name(const std::string& path) { return path.substr(path.find_last_of('/') + 1); }
+
+ordered_json state_to_json(const RunState& s) {
+    ordered_json j;
+    j["format"] = 1;
+    j["step"] = s.step;
+    j["tokens"] = s.tokens;
+    j["seed"] = s.seed;
+    j["generator"] = {{"kind", "counter"}, {"seed", s.seed}, {"step", s.step}};
+    j["world_size"] = s.world_size;
+    j["data"] = {{"tokens", s.train_tokens}, {"shard", s.at.shard}, {"token", s.at.token}, {"epoch", s.at.epoch},
+                 {"window", s.at.window}};
+    ordered_json settings = ordered_json::object();
+    for (const auto& [name, value] : s.settings) settings[name] = value;
+    j["settings"] = settings;
+    j["versions"] = s.versions;
+    return j;
+}
+
+// state.json as an object with everything we read from it; UserError names the file.
+ordered_json read_state_json(const std::string& folder) {
+    const std::string path = folder + "/state.json";
+    ordered_json j = ordered_json::parse(read_text(path), nullptr, false);
+    if (j.is_discarded() || !j.is_object() || !j.contains("checksums") || !j["checksums"].is_object())
+        throw user_error("%s: cut short or damaged; use another checkpoint", path.c_str());
+    return j;
+}
+
+}  // namespace
+
+std::string checkpoint_path(const std::string& run, int64_t step) {
+    return run + format("/step_%08lld", static_cast<long long>(step));
+}
+
+std::vector<int64_t> checkpoint_steps(const std::string& run) {
+    std::vector<int64_t> steps;
+    if (!folder_exists(run)) return steps;
+    for (const std::string& name : list_folder(run)) {
+        const bool digits = name.size() >= 13 && name.rfind("step_", 0) == 0 &&
+                            name.find_first_not_of("0123456789", 5) == std::string::npos;
+        if (digits && name.size() < 24) steps.push_back(std::stoll(name.substr(5)));
+    }
+    std::sort(steps.begin(), steps.end());
+    return steps;
+}
+
+std::string checkpoint_save(const std::string& run, const RunState& state, const ModelConfig& config,
+                            const Registry& registry, const Arrays& arrays, Dtype dtype,
+                            const std::vector<std::string>& files) {
+    const std::string final_path = checkpoint_path(run, state.step), path = final_path + ".tmp";
+    remove_folder(path);
+    make_folders(path);
+    std::vector<std::string> names = {"config.json", "model.safetensors"};
+
+    ModelConfig config_now = config;
+    config_now.residual_step = state.step;
+    write_text_atomic(path + "/config.json", config_to_json(config_now));
+    weights_write(path + "/model.safetensors", registry, arrays.master, dtype);
+    if (arrays.m != nullptr) {
+        std::vector<TensorOut> tensors;
+        std::vector<std::vector<char>> storage;
+        gather_parts(tensors, storage, registry, arrays.m, ".m", Dtype::f32);
+        gather_parts(tensors, storage, registry, arrays.v, ".v", Dtype::f32);
+        if (dtype != Dtype::f32) gather_parts(tensors, storage, registry, arrays.master, ".master", Dtype::f32);
+        safetensors_write(path + "/" + optimizer_file, tensors,
+                          {{"layout", "whole tensors: NAME.m, NAME.v, shapes as in model.safetensors"},
+                           {"shard", "0"},
+                           {"shards", "1"}});
+        names.push_back(optimizer_file);
+    }
+    for (const std::string& file : files) {
+        write_text_atomic(path + "/" + last_name(file), read_text(file));
+        names.push_back(last_name(file));
+    }
+
+    ordered_json j = state_to_json(state);
+    for (const std::string& name : names) j["checksums"][name] = file_checksum(path + "/" + name);
+    write_text_atomic(path + "/state.json", j.dump(2) + "\n");
+    sync_folder(path);
+    remove_folder(final_path);  // a damaged one of the same step, passed over by --resume
+    if (rename(path.c_str(), final_path.c_str()) != 0)
+        throw user_error("%s: cannot be renamed to %s", path.c_str(), last_name(final_path).c_str());
+    sync_folder(run);
+    return final_path;
+}
+
+std::string checkpoint_fault(const std::string& folder) {
+    try {
+        for (const auto& [name, sum] : read_state_json(folder)["checksums"].items()) {
+            const std::string path = folder + "/" + name;
+            if (!file_exists(path)) return path + ": missing";
+            if (!sum.is_string() || file_checksum(path) != sum.get<std::string>())
+                return path + ": damaged (its checksum is not the one in state.json)";
+        }
+    } catch (const UserError& error) {
+        return error.what();
+    }
+    return "";
+}
+
+int64_t checkpoint_newest(const std::string& run, std::vector<std::string>& notes) {
+    const std::vector<int64_t> steps = checkpoint_steps(run);
+    for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
+        const std::string fault = checkpoint_fault(checkpoint_path(run, *step));
+        if (fault.empty()) return *step;
+        notes.push_back("passed over: " + fault);
+    }
+    return -1;
+}
+
+RunState checkpoint_read_state(const std::string& folder) {
+    const ordered_json j = read_state_json(folder);
+    RunState s;
+    try {
+        s.step = j.at("step").get<int64_t>();
+        s.tokens = j.at("tokens").get<int64_t>();
+        s.seed = j.at("seed").get<uint64_t>();
+        s.world_size = j.at("world_size").get<int>();
+        const ordered_json& data = j.at("data");
+        s.train_tokens = data.at("tokens").get<int64_t>();
+        s.at.shard = data.at("shard").get<int64_t>();
+        s.at.token = data.at("token").get<int64_t>();
+        s.at.epoch = data.at("epoch").get<int64_t>();
+        s.at.window = data.at("window").get<int64_t>();
+        for (const auto& [name, value] : j.at("settings").items()) s.settings.emplace_back(name, value.get<std::string>());
+        s.versions = j.at("versions").get<std::map<std::string, std::string>>();
+    } catch (const ordered_json::exception& error) {
+        throw user_error("%s/state.json: %s; use another checkpoint", folder.c_str(), error.what());
+    }
+    return s;
+}
+
+void checkpoint_read_optimizer(const std::string& folder, const Registry& registry, float* m, float* v, float* master) {
+    const std::string path = folder + "/" + optimizer_file;
+    if (!file_exists(path)) return;  // written before the first update: all zero
+    const SafetensorsFile file = safetensors_read(path);
+    scatter_parts(file, path, registry, m, ".m");
+    scatter_parts(file, path, registry, v, ".v");
+    if (!registry.tensors.empty() && file.tensors.count(registry.tensors[0].parts[0].name + ".master") > 0)
+        scatter_parts(file, path, registry, master, ".master");
+}
+
+void checkpoint_prune(const std::string& run, int64_t keep) {
+    // Renamed first: what is half deleted must not look like a checkpoint.
+    std::vector<int64_t> steps = checkpoint_steps(run);
+    while (keep > 0 && static_cast<int64_t>(steps.size()) > keep) {
+        const std::string path = checkpoint_path(run, steps.front()), aside = path + ".tmp";
+        remove_folder(aside);
+        if (rename(path.c_str(), aside.c_str()) != 0) throw user_error("%s: cannot be deleted", path.c_str());
+        steps.erase(steps.begin());
+    }
+    for (const std::string& name : list_folder(run)) {
+        const bool left_over = name.rfind("step_", 0) == 0 && name.size() > 4 && name.substr(name.size() - 4) == ".tmp";
+        if (left_over) remove_folder(run + "/" + name);
+    }
+}
+
+std::string model_folder(const std::string& dir, std::vector<std::string>& notes) {
+    std::string folder = dir;
+    while (folder.size() > 1 && folder.back() == '/') folder.pop_back();
+    if (!folder_exists(folder)) throw user_error("%s: there is no such folder", dir.c_str());
+    if (!checkpoint_steps(folder).empty()) {
+        const int64_t step = checkpoint_newest(folder, notes);
+        if (step < 0) throw user_error("%s: no intact checkpoint; %s", dir.c_str(), notes.back().c_str());
+        return checkpoint_path(folder, step);
+    }
+    if (!file_exists(folder + "/config.json"))
+        throw user_error("%s: neither a checkpoint or Hugging Face folder (config.json) nor a run folder (step_*)", dir.c_str());
+    if (file_exists(folder + "/state.json")) {
+        const std::string fault = checkpoint_fault(folder);
+        if (!fault.empty()) throw user_error("%s", fault.c_str());
+    }
+    return folder;
+}

@@ -1,0 +1,161 @@
+// bench: every kernel by itself.   bench [--kernel NAME] [--shape B,T,C,heads,vocab] [--json FILE]
+#include "dev/bench/bench.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "checkpoint/files.h"
+#include "kernels/matmul.cuh"
+
+static std::vector<BenchRow> rows;
+
+double time_us(const std::function<void()>& work) {
+    cudaEvent_t start, stop;
+    CUDA_CHECK(cudaEventCreate(&start));
+    CUDA_CHECK(cudaEventCreate(&stop));
+    for (int i = 0; i < 2; i++) work();
+    CUDA_CHECK(cudaDeviceSynchronize());
+    std::vector<float> times;
+    float total = 0;
+    while (times.size() < 5 || (total < 300 && times.size() < 200)) {
+        CUDA_CHECK(cudaEventRecord(start));
+        work();
+        CUDA_CHECK(cudaEventRecord(stop));
+        CUDA_CHECK(cudaEventSynchronize(stop));
+        float ms = 0;
+        CUDA_CHECK(cudaEventElapsedTime(&ms, start, stop));
+        times.push_back(ms);
+        total += ms;
+    }
+    std::sort(times.begin(), times.end());
+    CUDA_CHECK(cudaEventDestroy(start));
+    CUDA_CHECK(cudaEventDestroy(stop));
+    return times[times.size() / 2] * 1e3;
+}
+
+double copy_bytes_per_second() {
+    static const double rate = [] {
+        const size_t bytes = size_t{256} << 20;
+        char *from, *to;
+        CUDA_CHECK(cudaMalloc(reinterpret_cast<void**>(&from), bytes));
+        CUDA_CHECK(cudaMalloc(reinterpret_cast<void**>(&to), bytes));
+        CUDA_CHECK(cudaMemset(from, 1, bytes));
+        const double us = time_us([&] { CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, nullptr)); });
+        CUDA_CHECK(cudaFree(from));
+        CUDA_CHECK(cudaFree(to));
+        return 2.0 * static_cast<double>(bytes) / us * 1e6;
+    }();
+    return rate;
+}
+
+// Random data: zeros would let a GPU run faster than real numbers do.
+static floatX* random_array(size_t count) {
+    std::vector<floatX> host(count);
+    uint32_t state = 12345;
+    for (auto& x : host) {
+        state = state * 1664525u + 1013904223u;
+        x = from_float<floatX>(static_cast<float>(state >> 8) * 0x1p-24f - 0.5f);
+    }
+    floatX* device;
+    CUDA_CHECK(cudaMalloc(reinterpret_cast<void**>(&device), count * sizeof(floatX)));
+    CUDA_CHECK(cudaMemcpy(device, host.data(), count * sizeof(floatX), cudaMemcpyHostToDevice));
+    return device;
+}
+
+double gemm_flops_per_second() {
+    static const double rate = [] {
+        const int n = multiprocessors() >= 16 ? 8192 : 1024;  // a size that fills a GPU; a small one for a CPU
+        const size_t count = static_cast<size_t>(n) * static_cast<size_t>(n);
+        floatX *a = random_array(count), *b = random_array(count), *c = random_array(count);
+        Matmul* mm = matmul_create();
+        const double us = time_us([&] { matmul_forward(mm, c, a, b, nullptr, n, n, n, nullptr); });
+        matmul_destroy(mm);
+        for (floatX* p : {a, b, c}) CUDA_CHECK(cudaFree(p));
+        return 2.0 * n * static_cast<double>(count) / us * 1e6;
+    }();
+    return rate;
+}
+
+void bench_report(const BenchRow& row) {
+    std::string line = format("%-28s %-34s %10.1f us", row.name.c_str(), row.shape.c_str(), row.us);
+    if (row.bytes > 0)
+        line += format("  %8.1f GB/s  %5.1f%% of copy", row.bytes / row.us * 1e-3,
+                       100 * row.bytes / row.us * 1e6 / copy_bytes_per_second());
+    if (row.flops > 0)
+        line += format("  %8.3f TFLOP/s  %5.1f%% of GEMM", row.flops / row.us * 1e-6,
+                       100 * row.flops / row.us * 1e6 / gemm_flops_per_second());
+    if (row.reference_us > 0) line += format("  %6.2fx %s", row.reference_us / row.us, row.reference.c_str());
+    std::printf("%s\n", line.c_str());
+    std::fflush(stdout);
+    rows.push_back(row);
+}
+
+static void write_json(const std::string& path) {
+    nlohmann::json list = nlohmann::json::array();
+    for (const BenchRow& row : rows) {
+        nlohmann::json j = {{"name", row.name}, {"shape", row.shape}, {"us", row.us}};
+        if (row.bytes > 0) {
+            j["gbps"] = row.bytes / row.us * 1e-3;
+            j["share_of_ceiling"] = row.bytes / row.us * 1e6 / copy_bytes_per_second();
+        }
+        if (row.flops > 0) {
+            j["tflops"] = row.flops / row.us * 1e-6;
+            j["share_of_ceiling"] = row.flops / row.us * 1e6 / gemm_flops_per_second();
+        }
+        if (row.reference_us > 0) {
+            j["reference"] = row.reference;
+            j["reference_us"] = row.reference_us;
+        }
+        list.push_back(j);
+    }
+    write_text_atomic(path, list.dump(1) + "\n");
+}
+
+static int run(int argc, char** argv) {
+    CLI::App app{"Times every kernel by itself, beside a reference and the machine's ceiling."};
+    std::string kernel = "all", json;
+    std::vector<int> numbers;
+    app.add_option("--kernel", kernel, "rows, matmul, attention, or all")->capture_default_str();
+    app.add_option("--shape", numbers, "B,T,C,heads,vocab (trailing ones may be left out)")->delimiter(',');
+    app.add_option("--json", json, "write the rows to this file too");
+    try {
+        app.parse(argc, argv);
+    } catch (const CLI::CallForHelp&) {
+        std::printf("%s", app.help().c_str());
+        return 0;
+    } catch (const CLI::ParseError& e) {
+        throw user_error("%s (see --help)", e.what());
+    }
+    BenchShape shape;
+    int* fields[] = {&shape.B, &shape.T, &shape.C, &shape.heads, &shape.vocab};
+    if (numbers.size() > 5) throw user_error("--shape takes at most five numbers: B,T,C,heads,vocab");
+    for (size_t i = 0; i < numbers.size(); i++) {
+        if (numbers[i] < 1) throw user_error("--shape: %d: every number must be at least 1", numbers[i]);
+        *fields[i] = numbers[i];
+    }
+    const std::vector<std::pair<std::string, void (*)(const BenchShape&)>> list = {
+        {"rows", bench_rows}, {"matmul", bench_matmul}, {"attention", bench_attention}};
+    bool known = false;
+    std::printf("copy %.1f GB/s, GEMM %.3f TFLOP/s (%s)\n", copy_bytes_per_second() * 1e-9, gemm_flops_per_second() * 1e-12,
+                sizeof(floatX) == 2 ? "bf16" : "fp32");
+    for (const auto& [name, benchmark] : list) {
+        if (kernel != "all" && kernel != name) continue;
+        known = true;
+        benchmark(shape);
+    }
+    if (!known) throw user_error("--kernel %s: there are rows, matmul, attention, all", kernel.c_str());
+    if (!json.empty()) write_json(json);
+    return 0;
+}
+
+int main(int argc, char** argv) {
+    try {
+        return run(argc, argv);
+    } catch (const UserError& e) {
+        std::fprintf(stderr, "bench: %s\n", e.what());
+        return 1;
+    }
+}

@@ -1,0 +1,37 @@
+// The kernel benchmark's frame: each kernel is timed by itself, beside a reference measured in the same run and the
+// machine's ceiling. Times are medians of repeated runs between two events.
+#pragma once
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "kernels/common.cuh"
+
+struct BenchRow {
+    std::string name;   // of the kernel
+    std::string shape;  // as text: "B=4 T=1024 C=768"
+    double us;          // median time of one call
+    double bytes = 0;   // the fewest it must move: gives GB/s and the share of copy bandwidth
+    double flops = 0;   // that it must do: gives TFLOP/s and the share of the GEMM rate
+    double reference_us = 0;     // the same job done otherwise, in the same run
+    std::string reference = {};  // what that is
+};
+
+// Median microseconds of one call of work(); repeats until about 0.3 s or 200 calls have passed, after a warm-up.
+double time_us(const std::function<void()>& work);
+// Prints one line and keeps it for --json.
+void bench_report(const BenchRow& row);
+
+// The shape asked for with --shape, or empty; benchmarks then use their own list.
+struct BenchShape {
+    int B = 0, T = 0, C = 0, heads = 0, vocab = 0;  // 0: not given
+};
+
+// The benchmarks, each in a file of its own: it times every kernel of its kind and reports rows.
+void bench_rows(const BenchShape& shape);       // bench_rows.cu: seam, embedding, bias, classifier, AdamW, gradient norm
+void bench_matmul(const BenchShape& shape);     // bench_matmul.cu: products and activations
+void bench_attention(const BenchShape& shape);  // bench_attention.cu
+
+// Ceilings of this machine, measured once per run.
+double copy_bytes_per_second();  // a large device-to-device copy, bytes read plus bytes written
+double gemm_flops_per_second();  // a large product of floatX on random data

@@ -1,0 +1,370 @@
+#include "driver/options.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+#include "checkpoint/files.h"
+#include "driver/program.h"
+#include "driver/toml.h"
+#include "kernels/error.h"
+
+namespace {
+
+const std::vector<std::string> activation_names = {"gelu_new", "gelu"};  // in the order of Activation
+
+std::string list_of(const std::vector<std::string>& names) {
+    std::string text;
+    for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+    return text;
+}
+
+// A choice among names, of which this build has some.
+void check_choice(const char* option, const std::string& value, const std::vector<std::string>& names) {
+    if (std::find(names.begin(), names.end(), value) == names.end())
+        throw user_error("%s %s: there is no such choice; there are: %s", option, value.c_str(), list_of(names).c_str());
+}
+
+size_t index_of(const std::vector<std::string>& names, const std::string& value) {
+    return static_cast<size_t>(std::find(names.begin(), names.end(), value) - names.begin());
+}
+
+void check_at_least(const char* option, double value, double least) {
+    if (!(value >= least) || !std::isfinite(value)) throw user_error("%s %g: it must be at least %g", option, value, least);
+}
+
+void check_belongs(bool given, const char* option, const char* needs) {
+    if (given) throw user_error("%s belongs to %s, which is not asked for", option, needs);
+}
+
+// Registers an option whose last occurrence counts and whose default stands in --help.
+void add_model_options(CLI::App& app, TrainOptions& o) {
+    const char* group = "Model";
+    app.add_option("--model", o.model, "preset: gpt2-nano, gpt2, gpt2-medium, ... (--help-models prints them whole)")
+        ->group(group);
+    app.add_option("--init-from", o.init_from, "checkpoint, run or Hugging Face folder: its architecture and weights")
+        ->group(group)->type_name("DIR");
+    app.add_option("--layers", o.layers, "transformer blocks [preset]")->group(group);
+    app.add_option("--heads", o.heads, "attention heads [preset]")->group(group);
+    app.add_option("--kv-heads", o.kv_heads, "key and value heads [preset]")->group(group);
+    app.add_option("--channels", o.channels, "width of the stream [preset]")->group(group);
+    app.add_option("--context", o.context, "longest sequence [preset]")->group(group);
+    app.add_option("--vocab", o.vocab, "vocabulary [preset]")->group(group);
+    app.add_option("--ffn", o.ffn, "width of the MLP [preset; 4x --channels where the preset has that ratio]")->group(group);
+    app.add_option("--init", o.init, "initial weights: normal02, gpt2_scaled [preset]")->group(group);
+    app.add_option("--activation", o.activation, "gelu_new (tanh) or gelu (exact) [preset]")->group(group);
+    app.add_flag("--bias,!--no-bias", o.bias, "biases in linear maps and norms [preset]")->group(group);
+    app.add_flag("--tie,!--no-tie", o.tie, "head = token embedding [preset]")->group(group);
+    app.add_option("--norm-eps", o.norm_eps, "epsilon of the norms [preset]")->group(group);
+    app.add_option("--rope-theta", o.rope_theta, "base of the rotary angles, llama only [preset]")->group(group);
+    app.add_option("--norm", o.norm, "norm scheme: pre [pre]")->group(group)->type_name("SCHEME");
+    app.add_option("--residual", o.residual, "residual rule: vanilla [vanilla]")->group(group)->type_name("RULE");
+    app.add_option("--residual-opt", o.residual_opt, "option of the residual rule; repeatable")
+        ->group(group)->type_name("KEY=VALUE")->take_all()->allow_extra_args(false);
+}
+
+void add_data_options(CLI::App& app, TrainOptions& o) {
+    const char* group = "Data";
+    app.add_option("--train", o.train, "token shards to train on")->group(group)->type_name("GLOB");
+    app.add_option("--val", o.val, "token shards to validate on")->group(group)->type_name("GLOB");
+    app.add_option("--batch", o.batch, "sequences per micro-batch and rank")->group(group);
+    app.add_option("--seq", o.seq, "tokens per sequence [the context]")->group(group);
+    app.add_option("--total-batch", o.total_batch,
+                   "tokens per update over all ranks, a multiple of batch x seq x ranks [that product]")->group(group);
+    app.add_flag("--shuffle,!--no-shuffle", o.shuffle, "permute the sequences; --no-shuffle reads the shards in order")
+        ->group(group)->default_str("true");
+}
+
+void add_run_options(CLI::App& app, TrainOptions& o) {
+    const char* group = "Run";
+    app.add_option("--steps", o.steps, "updates of the whole run")->group(group)->default_str("");
+    app.add_option("--seed", o.seed, "of weights, data order and sampling")->group(group);
+    app.add_option("--out", o.out, "folder of the run: log.jsonl and checkpoints")->group(group)->type_name("DIR");
+    app.add_option("--save-every", o.save_every, "checkpoint every N updates; 0: only after the last")->group(group);
+    app.add_option("--keep", o.keep, "checkpoints kept, the last K; 0: all")->group(group);
+    app.add_option("--save-dtype", o.save_dtype, "of model.safetensors: fp32 or bf16")->group(group);
+    app.add_flag("--resume", o.resume, "continue from the newest intact checkpoint in --out, or start there")->group(group);
+    app.add_flag("--init-only", o.init_only, "write checkpoint step_00000000 and stop")->group(group);
+    app.add_flag("--dry-run", o.dry_run, "print parameters, memory, FLOPs and the largest batch, and stop")->group(group);
+    app.add_option("--dump-grads", o.dump_grads, "write every gradient of the first update, before clipping")
+        ->group(group)->type_name("FILE");
+}
+
+void add_optimizer_options(CLI::App& app, TrainOptions& o) {
+    const char* group = "Optimizer";
+    app.add_option("--optimizer", o.optimizer, "adamw")->group(group);
+    app.add_option("--lr", o.lr, "peak learning rate")->group(group);
+    app.add_option("--beta1", o.beta1, "decay of the first moment")->group(group);
+    app.add_option("--beta2", o.beta2, "decay of the second moment")->group(group);
+    app.add_option("--eps", o.eps, "added to the root of the second moment")->group(group);
+    app.add_option("--weight-decay", o.weight_decay, "decoupled weight decay")->group(group);
+    app.add_option("--decay", o.decay, "what decays: 2d, matrix, all, none")->group(group);
+    app.add_option("--grad-clip", o.grad_clip, "largest global gradient norm; 0: off")->group(group);
+    app.add_option("--freeze", o.freeze, "tensors that are not trained, by class or name pattern; repeatable")
+        ->group(group)->type_name("CLASS|GLOB")->take_all()->allow_extra_args(false);
+    app.add_option("--layerwise-lr", o.layerwise_lr, "layerwise learning rates: none")->group(group);
+    app.add_option("--schedule", o.schedule, "cosine, wsd, linear, constant, invsqrt")->group(group);
+    app.add_option("--warmup", o.warmup, "updates of linear warm-up [min(max(1% of steps, 100), steps/10)]")->group(group);
+    app.add_option("--final-lr-ratio", o.final_lr_ratio, "last rate over peak [cosine 0.1, linear 0, wsd 0]")->group(group);
+    app.add_option("--decay-steps", o.decay_steps, "wsd: updates of the final decay [a fifth of the run]")->group(group);
+    app.add_option("--wsd-shape", o.wsd_shape, "wsd: shape of the decay: sqrt, linear, cosine, exp [sqrt]")->group(group);
+}
+
+void add_watch_options(CLI::App& app, TrainOptions& o) {
+    const char* group = "Watching";
+    app.add_option("--val-every", o.val_every, "validate every N updates; 0: only at the end [0]")->group(group);
+    app.add_option("--val-batches", o.val_batches, "batches of batch x seq tokens per validation; 0: all [0]")->group(group);
+    app.add_option("--eval", o.eval, "task to evaluate: ppl=FILE; repeatable")
+        ->group(group)->type_name("TASK=FILE")->take_all()->allow_extra_args(false);
+    app.add_option("--eval-every", o.eval_every, "evaluate every N updates; 0: only at the end [0]")->group(group);
+    app.add_option("--sample-every", o.sample_every, "print a sample every N updates; 0: never")->group(group);
+    app.add_option("--sample-tokens", o.sample_tokens, "length of the sample [64]")->group(group);
+    app.add_option("--prompt", o.prompt, "text the sample begins with")->group(group);
+}
+
+void print_presets() {
+    for (const Preset& preset : presets()) {
+        const ModelConfig& c = preset.config;
+        printf("%s: %s\n", preset.name.c_str(), preset.summary.c_str());
+        printf("    --layers %d --heads %d --kv-heads %d --channels %d --context %d --vocab %d --ffn %d\n", c.layers, c.heads,
+               c.kv_heads, c.channels, c.context, c.vocab, c.ffn);
+        printf("    --init %s --activation %s --%sbias --%stie --norm-eps %g --norm %s --residual %s\n", c.init.c_str(),
+               activation_names[static_cast<size_t>(c.activation)].c_str(), c.bias ? "" : "no-", c.tie ? "" : "no-",
+               static_cast<double>(c.norm_eps), c.norm_scheme.c_str(), c.residual.c_str());
+    }
+}
+
+void check_optimizer(const TrainOptions& o) {
+    check_choice("--optimizer", o.optimizer, {"adamw"});
+    check_choice("--layerwise-lr", o.layerwise_lr, {"none"});
+    check_choice("--decay", o.decay, {"2d", "matrix", "all", "none"});
+    check_choice("--schedule", o.schedule, schedule_names());
+    if (o.wsd_shape) check_choice("--wsd-shape", *o.wsd_shape, wsd_shape_names());
+    check_at_least("--lr", o.lr, 0);
+    for (auto [name, beta] : {std::pair{"--beta1", o.beta1}, {"--beta2", o.beta2}}) {
+        if (!(beta >= 0 && beta < 1)) throw user_error("%s %g: it must be at least 0 and below 1", name, beta);
+    }
+    if (!(o.eps >= 1e-10) || !std::isfinite(o.eps)) throw user_error("--eps %g: it must be at least 1e-10", o.eps);
+    check_at_least("--weight-decay", o.weight_decay, 0);
+    check_at_least("--grad-clip", o.grad_clip, 0);
+    if (o.schedule != "wsd") {
+        check_belongs(o.decay_steps.has_value(), "--decay-steps", "--schedule wsd");
+        check_belongs(o.wsd_shape.has_value(), "--wsd-shape", "--schedule wsd");
+    }
+    if (o.schedule == "constant" || o.schedule == "invsqrt")
+        check_belongs(o.final_lr_ratio.has_value(), "--final-lr-ratio", "--schedule cosine, linear or wsd");
+    if (o.final_lr_ratio && !(*o.final_lr_ratio >= 0 && *o.final_lr_ratio <= 1))
+        throw user_error("--final-lr-ratio %g: it must lie between 0 and 1", *o.final_lr_ratio);
+    if (o.warmup) check_at_least("--warmup", static_cast<double>(*o.warmup), 0);
+    if (o.decay_steps) check_at_least("--decay-steps", static_cast<double>(*o.decay_steps), 0);
+    if (o.steps > 0 && o.warmup && *o.warmup > o.steps)
+        throw user_error("--warmup %lld is longer than the run of --steps %lld", static_cast<long long>(*o.warmup),
+                         static_cast<long long>(o.steps));
+    if (o.steps > 0 && o.decay_steps && *o.decay_steps > o.steps)
+        throw user_error("--decay-steps %lld is longer than the run of --steps %lld",
+                         static_cast<long long>(*o.decay_steps), static_cast<long long>(o.steps));
+}
+
+void check_model(const TrainOptions& o) {
+    if (!o.model.empty() && !o.init_from.empty())
+        throw user_error("--model and --init-from exclude each other: the folder fixes the architecture");
+    const std::pair<const char*, bool> fixed[] = {
+        {"--layers", o.layers.has_value()},     {"--heads", o.heads.has_value()},
+        {"--kv-heads", o.kv_heads.has_value()}, {"--channels", o.channels.has_value()},
+        {"--context", o.context.has_value()},   {"--vocab", o.vocab.has_value()},
+        {"--ffn", o.ffn.has_value()},           {"--init", o.init.has_value()},
+        {"--bias", o.bias.has_value()},         {"--activation", o.activation.has_value()},
+        {"--tie", o.tie.has_value()},           {"--norm-eps", o.norm_eps.has_value()},
+        {"--rope-theta", o.rope_theta.has_value()}};
+    for (auto [name, given] : fixed) {
+        if (given && !o.init_from.empty())
+            throw user_error("%s cannot be changed with --init-from: the folder fixes the architecture", name);
+    }
+    if (o.activation) check_choice("--activation", *o.activation, activation_names);
+    for (const std::string& pair : o.residual_opt) {
+        if (pair.find('=') == std::string::npos || pair[0] == '=')
+            throw user_error("--residual-opt %s: it is written KEY=VALUE", pair.c_str());
+    }
+    if (!o.model.empty()) {  // the same errors as later, before any folder is touched
+        std::vector<std::string> notes;
+        options_config(o, "", notes);
+    }
+}
+
+void check_run(const TrainOptions& o) {
+    check_at_least("--batch", o.batch, 1);
+    if (o.seq) check_at_least("--seq", *o.seq, 1);
+    if (o.total_batch) check_at_least("--total-batch", static_cast<double>(*o.total_batch), 1);
+    check_at_least("--save-every", static_cast<double>(o.save_every), 0);
+    check_at_least("--keep", static_cast<double>(o.keep), 0);
+    check_choice("--save-dtype", o.save_dtype, {"fp32", "bf16"});
+    if (o.init_only && o.resume) throw user_error("--init-only starts a run and --resume continues one: choose one");
+    if (o.val.empty()) {
+        check_belongs(o.val_every.has_value(), "--val-every", "--val");
+        check_belongs(o.val_batches.has_value(), "--val-batches", "--val");
+    }
+    if (o.val_every) check_at_least("--val-every", static_cast<double>(*o.val_every), 0);
+    if (o.val_batches) check_at_least("--val-batches", static_cast<double>(*o.val_batches), 0);
+    if (o.eval.empty()) check_belongs(o.eval_every.has_value(), "--eval-every", "--eval");
+    if (o.eval_every) check_at_least("--eval-every", static_cast<double>(*o.eval_every), 0);
+    for (const std::string& task : o.eval) {
+        const size_t equals = task.find('=');
+        if (equals == std::string::npos || equals == 0 || equals + 1 == task.size())
+            throw user_error("--eval %s: it is written TASK=FILE", task.c_str());
+        check_choice("--eval", task.substr(0, equals), {"ppl"});
+    }
+    check_at_least("--sample-every", static_cast<double>(o.sample_every), 0);
+    if (o.sample_every == 0) {
+        check_belongs(o.prompt.has_value(), "--prompt", "--sample-every");
+        check_belongs(o.sample_tokens.has_value(), "--sample-tokens", "--sample-every");
+    } else if (!o.prompt || o.prompt->empty()) {
+        throw user_error("--sample-every needs --prompt TEXT, what the sample begins with");
+    }
+    if (o.sample_tokens) check_at_least("--sample-tokens", *o.sample_tokens, 1);
+}
+
+void check_present(const TrainOptions& o) {
+    if (o.model.empty() && o.init_from.empty())
+        throw user_error("--model NAME or --init-from DIR is missing: which model is it? (--help-models)");
+    if (o.dry_run) return;
+    if (!o.init_only) {
+        if (o.train.empty()) throw user_error("--train GLOB is missing: which token shards to train on?");
+        if (o.steps == 0) throw user_error("--steps N is missing: how many updates?");
+    }
+    if (o.out.empty()) throw user_error("--out DIR is missing: where do log and checkpoints go?");
+}
+
+}  // namespace
+
+std::optional<TrainOptions> parse_train_options(int argc, char** argv) {
+    TrainOptions o;
+    bool help_models = false;
+    CLI::App app{"Trains a language model. An option given twice: the last counts. Values in [] are what holds when the "
+                 "option is absent."};
+    app.name("train_gpt2");
+    app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)->always_capture_default();
+    app.set_help_flag("--help,-h", "print this and stop");
+    app.set_version_flag("--version", std::string("residual.cu ") + VERSION);
+    app.add_flag("--help-models", help_models, "print every preset whole and stop")->configurable(false);
+    app.config_formatter(std::make_shared<TomlConfig>());
+    app.set_config("--config", "", "TOML file with any of the options below; the command line wins")->type_name("FILE");
+    app.allow_config_extras(CLI::config_extras_mode::error);
+    add_model_options(app, o);
+    add_data_options(app, o);
+    add_run_options(app, o);
+    add_optimizer_options(app, o);
+    add_watch_options(app, o);
+    CLI::Option* steps = app.get_option("--steps");
+    try {
+        app.parse(argc, argv);
+    } catch (const CLI::Success& answer) {  // --help, --version
+        app.exit(answer);
+        return std::nullopt;
+    } catch (const CLI::ExtrasError& error) {
+        throw user_error("%s; --help lists all options", error.what());
+    } catch (const CLI::FileError& error) {
+        throw user_error("--config: %s", error.what());
+    } catch (const CLI::ConfigError& error) {
+        throw user_error("--config %s: %s", app.get_config_ptr()->as<std::string>().c_str(), error.what());
+    } catch (const CLI::ParseError& error) {
+        throw user_error("%s", error.what());
+    }
+    if (help_models) {
+        print_presets();
+        return std::nullopt;
+    }
+    if (steps->count() > 0) check_at_least("--steps", static_cast<double>(o.steps), 1);
+    check_optimizer(o);
+    check_model(o);
+    check_run(o);
+    check_present(o);
+    return o;
+}
+
+ModelConfig options_config(const TrainOptions& o, const std::string& folder, std::vector<std::string>& notes) {
+    ModelConfig c;
+    if (!o.init_from.empty()) {
+        const std::string path = folder + "/config.json";
+        c = config_from_json(read_text(path), path, notes);
+    } else {
+        c = preset_config(o.model);
+        const bool usual_ffn = c.ffn == 4 * c.channels, usual_kv = c.kv_heads == c.heads;
+        c.layers = o.layers.value_or(c.layers);
+        c.heads = o.heads.value_or(c.heads);
+        c.kv_heads = o.kv_heads.value_or(usual_kv ? c.heads : c.kv_heads);
+        c.channels = o.channels.value_or(c.channels);
+        c.ffn = o.ffn.value_or(usual_ffn ? 4 * c.channels : c.ffn);
+        c.context = o.context.value_or(c.context);
+        c.vocab = o.vocab.value_or(c.vocab);
+        c.init = o.init.value_or(c.init);
+        if (o.activation) c.activation = static_cast<Activation>(index_of(activation_names, *o.activation));
+        c.bias = o.bias.value_or(c.bias);
+        c.tie = o.tie.value_or(c.tie);
+        c.norm_eps = static_cast<float>(o.norm_eps.value_or(static_cast<double>(c.norm_eps)));
+        if (o.rope_theta && c.arch != Arch::llama)
+            throw user_error("--rope-theta belongs to the llama models, and %s has no rotary angles", o.model.c_str());
+        c.rope_theta = static_cast<float>(o.rope_theta.value_or(static_cast<double>(c.rope_theta)));
+    }
+    c.norm_scheme = o.norm.value_or(c.norm_scheme);
+    if (o.residual && *o.residual != c.residual) {
+        c.residual = *o.residual;
+        c.residual_options.clear();
+    }
+    for (const std::string& pair : o.residual_opt) {
+        const size_t equals = pair.find('=');
+        c.residual_options[pair.substr(0, equals)] = pair.substr(equals + 1);
+    }
+    check_config(c);
+    if (o.seq && *o.seq > c.context)
+        throw user_error("--seq %d is longer than the model's context of %d tokens", *o.seq, c.context);
+    return c;
+}
+
+Schedule options_schedule(const TrainOptions& o) {
+    Schedule s;
+    s.kind = static_cast<ScheduleKind>(index_of(schedule_names(), o.schedule));
+    s.steps = o.steps;
+    s.warmup = o.warmup.value_or(default_warmup(o.steps));
+    s.final_ratio = o.final_lr_ratio.value_or(default_final_ratio(s.kind));
+    s.decay_steps = o.decay_steps.value_or(default_decay_steps(o.steps));
+    if (o.wsd_shape) s.shape = static_cast<WsdShape>(index_of(wsd_shape_names(), *o.wsd_shape));
+    return s;
+}
+
+std::vector<std::pair<std::string, std::string>> option_values(const TrainOptions& o) {
+    const Schedule s = options_schedule(o);
+    auto number = [](double value) { return format("%.17g", value); };
+    auto joined = [](const std::vector<std::string>& list) {
+        std::string text;
+        for (const std::string& item : list) text += (text.empty() ? "" : " ") + item;
+        return text;
+    };
+    return {{"model", o.model},
+            {"init-from", o.init_from},
+            {"train", o.train},
+            {"val", o.val},
+            {"batch", std::to_string(o.batch)},
+            {"seq", std::to_string(o.seq.value_or(0))},
+            {"total-batch", std::to_string(o.total_batch.value_or(0))},
+            {"shuffle", o.shuffle ? "true" : "false"},
+            {"steps", std::to_string(o.steps)},
+            {"seed", std::to_string(o.seed)},
+            {"save-dtype", o.save_dtype},
+            {"optimizer", o.optimizer},
+            {"lr", number(o.lr)},
+            {"beta1", number(o.beta1)},
+            {"beta2", number(o.beta2)},
+            {"eps", number(o.eps)},
+            {"weight-decay", number(o.weight_decay)},
+            {"decay", o.decay},
+            {"grad-clip", number(o.grad_clip)},
+            {"freeze", joined(o.freeze)},
+            {"schedule", o.schedule},
+            {"warmup", std::to_string(s.warmup)},
+            {"final-lr-ratio", number(s.final_ratio)},
+            {"decay-steps", o.schedule == "wsd" ? std::to_string(s.decay_steps) : ""},
+            {"wsd-shape", o.schedule == "wsd" ? wsd_shape_names()[static_cast<size_t>(s.shape)] : ""},
+            {"val-every", std::to_string(o.val_every.value_or(0))},
+            {"val-batches", std::to_string(o.val_batches.value_or(0))}};
+}

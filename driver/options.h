@@ -1,0 +1,65 @@
+// The command line of train_gpt2: what can be chosen, checked before anything else happens.
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "model/config.h"
+#include "optimizer/schedule.h"
+
+struct TrainOptions {
+    // Model
+    std::string model, init_from;
+    std::optional<int> layers, heads, kv_heads, channels, context, vocab, ffn;
+    std::optional<std::string> init, activation, norm, residual;
+    std::optional<bool> bias, tie;
+    std::optional<double> norm_eps, rope_theta;
+    std::vector<std::string> residual_opt;  // KEY=VALUE
+
+    // Data
+    std::string train, val;
+    int batch = 4;
+    std::optional<int> seq;
+    std::optional<int64_t> total_batch;
+    bool shuffle = true;
+
+    // Run
+    int64_t steps = 0;  // 0: not given
+    uint64_t seed = 1337;
+    std::string out;
+    int64_t save_every = 0, keep = 0;
+    std::string save_dtype = "fp32";
+    bool resume = false, init_only = false, dry_run = false;
+    std::string dump_grads;
+
+    // Optimizer
+    std::string optimizer = "adamw", decay = "2d", layerwise_lr = "none";
+    double lr = 3e-4, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1, grad_clip = 1.0;
+    std::vector<std::string> freeze;
+    std::string schedule = "cosine";
+    std::optional<int64_t> warmup, decay_steps;
+    std::optional<double> final_lr_ratio;
+    std::optional<std::string> wsd_shape;
+
+    // What is watched
+    std::optional<int64_t> val_every, val_batches, eval_every;
+    std::vector<std::string> eval;  // TASK=FILE
+    int64_t sample_every = 0;
+    std::optional<int> sample_tokens;
+    std::optional<std::string> prompt;
+};
+
+// Nothing: help or the version was asked for and has been printed. UserError (one line) for every mistake: first what
+// does not go together, then what is missing.
+std::optional<TrainOptions> parse_train_options(int argc, char** argv);
+
+// The model asked for: the preset, or the config of --init-from, with everything that overrides it; checked.
+// folder: of --init-from, as model_folder() found it.
+ModelConfig options_config(const TrainOptions& options, const std::string& folder, std::vector<std::string>& notes);
+
+Schedule options_schedule(const TrainOptions& options);
+
+// Every option with the value it has, for log.jsonl and state.json.
+std::vector<std::pair<std::string, std::string>> option_values(const TrainOptions& options);

@@ -1,0 +1,186 @@
+// Embedding, forward and backward.
+//
+//     x[b,t] = wte[token[b,t]] + wpe[t]
+//     dwte[v] += SUM over (b,t) with token v of dx[b,t]        dwpe[t] += SUM_b dx[b,t]
+//
+// One warp per row, each lane a 16-byte pack, then the pack 32 further on. The sum for a token runs over its list of
+// positions, made by the host: rare tokens take one warp each; a token with many positions (a byte model's space) gets
+// blocks of its own, in which the warps share out the positions and add up in a fixed order.
+#include "kernels/embedding.cuh"
+
+namespace {
+
+constexpr int ROWS = 8;          // warps, each with a row, in a block
+constexpr int FREQUENT = 64;     // a token with more positions than this is shared by several warps
+constexpr int SLICES = 16;       // that many
+
+__device__ __forceinline__ void add_to(float* sum, const floatX* row) {
+    PackX pack = load_pack(row);
+#pragma unroll
+    for (int j = 0; j < PackX::size; j++) sum[j] += to_float(pack[j]);
+}
+
+// out (PackX::size) fp32 += sum
+__device__ __forceinline__ void accumulate(float* out, const float* sum) {
+#pragma unroll
+    for (int q = 0; q < PackX::size; q += 4) {
+        Pack<float> total = load_pack(out + q);
+#pragma unroll
+        for (int j = 0; j < 4; j++) total[j] += sum[q + j];
+        store_pack(out + q, total);
+    }
+}
+
+__global__ void __launch_bounds__(WARP* ROWS) forward_kernel(floatX* x, const int* tokens, const floatX* wte,
+                                                             const floatX* wpe, int N, int T, int C) {
+    int n = blockIdx.x * ROWS + threadIdx.y;
+    if (n >= N) return;
+    const floatX* token_row = wte + static_cast<int64_t>(tokens[n]) * C;
+    const floatX* position_row = wpe + static_cast<int64_t>(n % T) * C;
+    floatX* out = x + static_cast<int64_t>(n) * C;
+    for (int c = threadIdx.x * PackX::size; c < C; c += WARP * PackX::size) {
+        PackX pack = load_pack(token_row + c);
+        if (wpe != nullptr) {
+            PackX position = load_pack(position_row + c);
+#pragma unroll
+            for (int j = 0; j < PackX::size; j++) pack[j] = from_float<floatX>(to_float(pack[j]) + to_float(position[j]));
+        }
+        store_pack(out + c, pack);
+    }
+}
+
+__global__ void __launch_bounds__(WARP* ROWS)
+    backward_rare_kernel(float* dwte, const floatX* dx, const int* groups, int num_unique, int C) {
+    int u = blockIdx.x * ROWS + threadIdx.y;
+    if (u >= num_unique) return;
+    const int* start = groups + num_unique;
+    const int* position = start + num_unique + 1;
+    int begin = start[u], end = start[u + 1];
+    if (end - begin > FREQUENT) return;
+    float* out = dwte + static_cast<int64_t>(groups[u]) * C;
+    for (int c = threadIdx.x * PackX::size; c < C; c += WARP * PackX::size) {
+        float sum[PackX::size] = {};
+#pragma unroll 4
+        for (int i = begin; i < end; i++) add_to(sum, dx + static_cast<int64_t>(position[i]) * C + c);
+        accumulate(out + c, sum);
+    }
+}
+
+struct Shared {
+    float sum[SLICES][WARP * PackX::size];
+};
+
+// Block (u, slice of 32 packs). Frequent tokens come first in groups.
+__global__ void __launch_bounds__(WARP* SLICES)
+    backward_frequent_kernel(float* dwte, const floatX* dx, const int* groups, int num_unique, int C) {
+    const int* start = groups + num_unique;
+    const int* position = start + num_unique + 1;
+    int begin = start[blockIdx.x], end = start[blockIdx.x + 1];
+    if (end - begin <= FREQUENT) return;
+    Shared& shared = shared_as<Shared>();
+    int c = (blockIdx.y * WARP + threadIdx.x) * PackX::size;
+    float sum[PackX::size] = {};
+    if (c < C) {
+#pragma unroll 4
+        for (int i = begin + static_cast<int>(threadIdx.y); i < end; i += SLICES)
+            add_to(sum, dx + static_cast<int64_t>(position[i]) * C + c);
+    }
+#pragma unroll
+    for (int j = 0; j < PackX::size; j++) shared.sum[threadIdx.y][threadIdx.x * PackX::size + j] = sum[j];
+    __syncthreads();
+    if (threadIdx.y > 0 || c >= C) return;
+    for (int y = 1; y < SLICES; y++) {
+#pragma unroll
+        for (int j = 0; j < PackX::size; j++) sum[j] += shared.sum[y][threadIdx.x * PackX::size + j];
+    }
+    accumulate(dwte + static_cast<int64_t>(groups[blockIdx.x]) * C + c, sum);
+}
+
+__global__ void __launch_bounds__(WARP* ROWS)
+    backward_positions_kernel(float* dwpe, const floatX* dx, int B, int T, int C) {
+    int t = blockIdx.x * ROWS + threadIdx.y;
+    if (t >= T) return;
+    float* out = dwpe + static_cast<int64_t>(t) * C;
+    for (int c = threadIdx.x * PackX::size; c < C; c += WARP * PackX::size) {
+        float sum[PackX::size] = {};
+#pragma unroll 4
+        for (int b = 0; b < B; b++) add_to(sum, dx + (static_cast<int64_t>(b) * T + t) * C + c);
+        accumulate(out + c, sum);
+    }
+}
+
+// order (N): what a stable sort of `order` by key brings; digits of 11 bits, as many as the largest key has.
+void radix_sort(std::vector<int>& order, const std::vector<int>& key) {
+    constexpr int BITS = 11, BUCKETS = 1 << BITS;
+    int largest = 0;
+    for (int k : key) largest = k > largest ? k : largest;
+    std::vector<int> sorted(order.size());
+    for (int shift = 0; shift == 0 || (shift < 31 && largest >> shift > 0); shift += BITS) {
+        std::vector<int> place(BUCKETS + 1, 0);
+        for (int i : order) place[(key[i] >> shift & (BUCKETS - 1)) + 1]++;
+        for (int b = 0; b < BUCKETS; b++) place[b + 1] += place[b];
+        for (int i : order) sorted[place[key[i] >> shift & (BUCKETS - 1)]++] = i;
+        order.swap(sorted);
+    }
+}
+
+}  // namespace
+
+void embedding_forward(floatX* x, const int* tokens, const floatX* wte, const floatX* wpe, int B, int T, int C,
+                       cudaStream_t stream) {
+    CHECK(C % PackX::size == 0);
+    int N = B * T;
+    if (N == 0) return;
+    launch(forward_kernel, ceil_div(N, ROWS), dim3(WARP, ROWS), 0, stream, x, tokens, wte, wpe, N, T, C);
+}
+
+void group_tokens(TokenGroups& groups, const int* tokens, int N) {
+    std::vector<int> key(tokens, tokens + N), position(N);
+    for (int i = 0; i < N; i++) position[i] = i;
+    radix_sort(position, key);
+
+    // Runs of equal tokens; the longest first, so that the GPU starts with them.
+    std::vector<int> run_start, rarity;
+    for (int i = 0; i < N; i++)
+        if (i == 0 || key[position[i]] != key[position[i - 1]]) run_start.push_back(i);
+    int U = static_cast<int>(run_start.size());
+    run_start.push_back(N);
+    std::vector<int> run(U);
+    for (int u = 0; u < U; u++) {
+        run[u] = u;
+        rarity.push_back(N - (run_start[u + 1] - run_start[u]));
+    }
+    radix_sort(run, rarity);
+
+    groups.num_unique = U;
+    groups.data.resize(2 * static_cast<size_t>(U) + 1 + N);
+    int* token = groups.data.data();
+    int* start = token + U;
+    int* out = start + U + 1;
+    int filled = 0;
+    for (int u = 0; u < U; u++) {
+        token[u] = key[position[run_start[run[u]]]];
+        start[u] = filled;
+        for (int i = run_start[run[u]]; i < run_start[run[u] + 1]; i++) out[filled++] = position[i];
+    }
+    start[U] = filled;
+}
+
+void embedding_backward_tokens(float* dwte, const floatX* dx, const int* groups, int num_unique, int N, int C,
+                               cudaStream_t stream) {
+    CHECK(C % PackX::size == 0);
+    if (num_unique == 0) return;
+    int most = N / (FREQUENT + 1);  // so many tokens can be frequent at most
+    int frequent = num_unique < most ? num_unique : most;
+    if (frequent > 0) {
+        dim3 grid(frequent, ceil_div(C, WARP * PackX::size));
+        launch(backward_frequent_kernel, grid, dim3(WARP, SLICES), sizeof(Shared), stream, dwte, dx, groups, num_unique, C);
+    }
+    launch(backward_rare_kernel, ceil_div(num_unique, ROWS), dim3(WARP, ROWS), 0, stream, dwte, dx, groups, num_unique, C);
+}
+
+void embedding_backward_positions(float* dwpe, const floatX* dx, int B, int T, int C, cudaStream_t stream) {
+    CHECK(C % PackX::size == 0);
+    if (B == 0 || T == 0) return;
+    launch(backward_positions_kernel, ceil_div(T, ROWS), dim3(WARP, ROWS), 0, stream, dwpe, dx, B, T, C);
+}

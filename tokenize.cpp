@@ -1,0 +1,85 @@
+// tokenize: text files to token shards for train_gpt2. What it writes and how it splits: dataloader/prepare.h.
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdio>
+
+#include "checkpoint/files.h"
+#include "dataloader/prepare.h"
+#include "kernels/error.h"
+
+static void run(const PrepareOptions& options) {
+    auto start = std::chrono::steady_clock::now();
+    PrepareSummary summary = prepare(options);
+    double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+
+    int64_t tokens = summary.train_tokens + summary.val_tokens;
+    std::printf("documents  %lld", static_cast<long long>(summary.documents));
+    if (summary.tail_held_out) {
+        std::printf(" (held out: the tail of the text)");
+    } else if (summary.val_documents > 0) {
+        std::printf(" (%lld held out)", static_cast<long long>(summary.val_documents));
+    }
+    std::printf("\ntokens     %lld train, %lld val (%.2f%%)\n", static_cast<long long>(summary.train_tokens),
+                static_cast<long long>(summary.val_tokens),
+                100.0 * static_cast<double>(summary.val_tokens) / static_cast<double>(tokens));
+    if (summary.files.size() <= 5) {
+        for (const std::string& path : summary.files) std::printf("wrote      %s\n", path.c_str());
+    } else {
+        std::printf("wrote      %s ... %s (%zu files)\n", summary.files.front().c_str(), summary.files.back().c_str(),
+                    summary.files.size());
+    }
+    if (summary.nul_bytes > 0) {
+        std::printf("note       the text holds %lld NUL bytes, which read as ends of documents\n",
+                    static_cast<long long>(summary.nul_bytes));
+    }
+    if (!summary.stale.empty()) {
+        std::printf("note       %s of an earlier run was left as it is; it may hold the same text\n",
+                    summary.stale[0].c_str());
+    }
+    std::printf("seconds    %.2f (%.1f million tokens a second)\n", seconds, static_cast<double>(tokens) / seconds / 1e6);
+}
+
+int main(int argc, char** argv) {
+    PrepareOptions options;
+    CLI::App app(
+        "Turns text into token shards for train_gpt2.\n"
+        "A line that is exactly the separator ends a document: with the newline before it and its own, it becomes\n"
+        "the end-of-text token. So does the end of an input that more text follows.");
+    app.name("tokenize");
+    app.option_defaults()->always_capture_default()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+    app.add_option("INPUT", options.inputs, "text files, read in this order; - is standard input")
+        ->multi_option_policy(CLI::MultiOptionPolicy::Throw)
+        ->always_capture_default(false)
+        ->required();
+    app.add_option("--out", options.out,
+                   "start of the names written: PREFIX_train_000000.bin ..., PREFIX_val_000000.bin ..., "
+                   "PREFIX_tokenizer.json; shards of an earlier run are replaced")
+        ->type_name("PREFIX")
+        ->always_capture_default(false)
+        ->required();
+    app.add_option("--tokenizer", options.tokenizer,
+                   "bytes: a token is a byte, vocabulary 256, end of text is token 0, and so is a NUL byte in the text")
+        ->type_name("NAME");
+    app.add_option("--val-fraction", options.val_fraction,
+                   "part of the tokens held out, 0 to 1: whole documents, evenly spread; the tail of the text when that "
+                   "would hold out none")
+        ->type_name("F");
+    app.add_option("--shard-tokens", options.shard_tokens, "most tokens in one file")->type_name("N");
+    app.add_option("--separator", options.separator, "line between documents; '' takes every blank line as one")
+        ->type_name("TEXT");
+    try {
+        app.parse(argc, argv);
+        run(options);
+        return 0;
+    } catch (const CLI::CallForHelp&) {
+        std::printf("%s", app.help().c_str());
+        return 0;
+    } catch (const CLI::ParseError& error) {
+        std::fprintf(stderr, "tokenize: %s; see tokenize --help\n", printable(error.what()).c_str());
+    } catch (const UserError& error) {
+        std::fprintf(stderr, "tokenize: %s\n", error.what());
+    } catch (const std::bad_alloc&) {
+        std::fprintf(stderr, "tokenize: out of memory; close other programs\n");
+    }
+    return 1;
+}
