@@ -105,26 +105,33 @@ links: $(addprefix $(BUILD)/,$(PROGRAMS))
 	@for p in $(PROGRAMS); do ln -sfn $(notdir $(BUILD))/$$p build/$$p; done
 
 $(addprefix $(BUILD)/,$(filter-out bench,$(PROGRAMS))): $(BUILD)/%: $(OBJ)/%.main.o $(LIB_OBJ)
-	$(LINK) $(LDFLAGS) -o $@ $^ $(LIBS)
+	@echo link $@
+	@$(LINK) $(LDFLAGS) -o $@ $^ $(LIBS)
 $(BUILD)/bench: $(call objects,$(BENCH)) $(LIB_OBJ)
-	$(LINK) $(LDFLAGS) -o $@ $^ $(LIBS)
+	@echo link $@
+	@$(LINK) $(LDFLAGS) -o $@ $^ $(LIBS)
 $(BUILD)/tests: $(TEST_OBJ) $(if $(VARIANT),$(KERNEL_OBJ),$(LIB_OBJ))
-	$(LINK) $(LDFLAGS) -o $@ $^ $(LIBS)
+	@echo link $@
+	@$(LINK) $(LDFLAGS) -o $@ $^ $(LIBS)
 # The program that tests collectives under mpirun.
 $(BUILD)/ranks: $(OBJ)/tests/ranks.cpp.o $(LIB_OBJ)
-	$(LINK) $(LDFLAGS) -o $@ $^ $(LIBS)
+	@echo link $@
+	@$(LINK) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 ifeq ($(BACKEND),cpu)
 # simt/ itself is never instrumented by the checking mode: it is the checker.
 $(OBJ)/simt/%.cpp.o: simt/%.cpp
 	@mkdir -p $(@D)
-	$(CXX) $(CXXFLAGS) $(OPT) $(DEFINES) $(SIMT_FLAGS) $(INCLUDES) $(MPI_COMPILE) -MMD -MP -c $< -o $@
+	@echo g++ $<
+	@$(CXX) $(CXXFLAGS) $(OPT) $(DEFINES) $(SIMT_FLAGS) $(INCLUDES) $(MPI_COMPILE) -MMD -MP -c $< -o $@
 $(OBJ)/%.cu.o: %.cu
 	@mkdir -p $(@D)
-	$(CXX) -x c++ $(CXXFLAGS) $(OPT) $(DEFINES) $(KERNEL_FLAGS) $(INCLUDES) -MMD -MP -c $< -o $@
+	@echo g++ $<
+	@$(CXX) -x c++ $(CXXFLAGS) $(OPT) $(DEFINES) $(KERNEL_FLAGS) $(INCLUDES) -MMD -MP -c $< -o $@
 $(OBJ)/%.main.o: %.cu
 	@mkdir -p $(@D)
-	$(CXX) -x c++ $(CXXFLAGS) $(OPT) $(DEFINES) $(INCLUDES) -MMD -MP -c $< -o $@
+	@echo g++ $<
+	@$(CXX) -x c++ $(CXXFLAGS) $(OPT) $(DEFINES) $(INCLUDES) -MMD -MP -c $< -o $@
 else
 $(OBJ)/%.cu.o: %.cu
 	@mkdir -p $(@D)
@@ -137,10 +144,12 @@ $(OBJ)/%.main.o: %.cu
 endif
 $(OBJ)/%.cpp.o: %.cpp
 	@mkdir -p $(@D)
-	$(CXX) $(CXXFLAGS) $(OPT) $(DEFINES) $(SIMT_FLAGS) $(INCLUDES) -MMD -MP -c $< -o $@
+	@echo g++ $<
+	@$(CXX) $(CXXFLAGS) $(OPT) $(DEFINES) $(SIMT_FLAGS) $(INCLUDES) -MMD -MP -c $< -o $@
 $(OBJ)/%.main.o: %.cpp
 	@mkdir -p $(@D)
-	$(CXX) $(CXXFLAGS) $(OPT) $(DEFINES) $(INCLUDES) -MMD -MP -c $< -o $@
+	@echo g++ $<
+	@$(CXX) $(CXXFLAGS) $(OPT) $(DEFINES) $(INCLUDES) -MMD -MP -c $< -o $@
 
 # Catch2's main is the same for every build: once, unoptimised.
 build/catch_main.o: tests/main.cpp

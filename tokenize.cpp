@@ -46,17 +46,16 @@ int main(int argc, char** argv) {
         "A line that is exactly the separator ends a document: with the newline before it and its own, it becomes\n"
         "the end-of-text token. So does the end of an input that more text follows.");
     app.name("tokenize");
-    app.option_defaults()->always_capture_default()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
     app.add_option("INPUT", options.inputs, "text files, read in this order; - is standard input")
-        ->multi_option_policy(CLI::MultiOptionPolicy::Throw)
-        ->always_capture_default(false)
+        ->type_name("")
         ->required();
+    app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
     app.add_option("--out", options.out,
                    "start of the names written: PREFIX_train_000000.bin ..., PREFIX_val_000000.bin ..., "
                    "PREFIX_tokenizer.json; shards of an earlier run are replaced")
         ->type_name("PREFIX")
-        ->always_capture_default(false)
         ->required();
+    app.option_defaults()->always_capture_default();
     app.add_option("--tokenizer", options.tokenizer,
                    "bytes: a token is a byte, vocabulary 256, end of text is token 0, and so is a NUL byte in the text")
         ->type_name("NAME");

@@ -100,9 +100,11 @@ std::string checkpoint_save(const std::string& run, const RunState& state, const
     return final_path;
 }
 
-std::string checkpoint_fault(const std::string& folder) {
+std::string checkpoint_fault(const std::string& folder, bool weights_only) {
     try {
-        for (const auto& [name, sum] : read_state_json(folder)["checksums"].items()) {
+        const ordered_json state = read_state_json(folder);
+        for (const auto& [name, sum] : state["checksums"].items()) {
+            if (weights_only && name.rfind("optimizer_", 0) == 0) continue;
             const std::string path = folder + "/" + name;
             if (!file_exists(path)) return path + ": missing";
             if (!sum.is_string() || file_checksum(path) != sum.get<std::string>())
@@ -183,7 +185,7 @@ std::string model_folder(const std::string& dir, std::vector<std::string>& notes
     if (!file_exists(folder + "/config.json"))
         throw user_error("%s: neither a checkpoint or Hugging Face folder (config.json) nor a run folder (step_*)", dir.c_str());
     if (file_exists(folder + "/state.json")) {
-        const std::string fault = checkpoint_fault(folder);
+        const std::string fault = checkpoint_fault(folder, true);
         if (!fault.empty()) throw user_error("%s", fault.c_str());
     }
     return folder;

@@ -39,8 +39,9 @@ std::string checkpoint_save(const std::string& run, const RunState& state, const
 
 std::string checkpoint_path(const std::string& run, int64_t step);
 std::vector<int64_t> checkpoint_steps(const std::string& run);  // ascending, intact or not
-// What is wrong with the folder, beginning with the file's path; empty when every checksum holds.
-std::string checkpoint_fault(const std::string& folder);
+// What is wrong with the folder, beginning with the file's path; empty when every checksum holds. weights_only: the
+// optimizer's state may be damaged or gone.
+std::string checkpoint_fault(const std::string& folder, bool weights_only = false);
 // The newest intact checkpoint's step, -1 when there is none. A note for every damaged one that is passed over.
 int64_t checkpoint_newest(const std::string& run, std::vector<std::string>& notes);
 

@@ -167,8 +167,8 @@ std::vector<std::string> glob_files(const std::string& pattern) {
     return paths;
 }
 
-// Four lanes of 8-byte words, each lane x <- rotl((x ^ word) * odd, 31), then the lanes are mixed into one number with
-// the length. Every step is invertible in the word, so a change confined to one word always changes the result; any
+// Four lanes of 8-byte words, each lane x <- rotl(x + word * odd2, 31) * odd1, then the lanes are mixed into one number
+// with the length. Every step is invertible in the word, so a change confined to one word always changes the result; any
 // other change goes unseen with a chance of about 2^-64. It guards against bad disks and cut files, not against malice.
 std::string file_checksum(const std::string& path) {
     constexpr uint64_t odd1 = 0x9E3779B97F4A7C15ull, odd2 = 0xD6E8FEB86659FD93ull;
@@ -184,7 +184,7 @@ std::string file_checksum(const std::string& path) {
         for (size_t i = 0; i < padded; i += 32) {
             uint64_t words[4];
             memcpy(words, block.data() + i, 32);
-            for (int k = 0; k < 4; k++) lane[k] = rotate((lane[k] ^ words[k]) * odd1, 31);
+            for (int k = 0; k < 4; k++) lane[k] = rotate(lane[k] + words[k] * odd2, 31) * odd1;
         }
     }
     uint64_t sum = length * odd2;

@@ -110,13 +110,13 @@ Loader loader_create(const std::string& pattern, int vocab, int B, int T, int ra
     }
     int64_t windows = static_cast<int64_t>(ranks) * B;
     if (shuffle && loader.num_windows < windows) {
-        throw user_error("%s: has %lld windows of %d tokens, one step needs %lld (%d ranks, batch %d); use more data or a "
+        throw user_error("%s: has %lld windows of %d tokens, one step needs %lld (ranks %d, batch %d); use more data or a "
                          "smaller --batch or --seq",
                          pattern.c_str(), static_cast<long long>(loader.num_windows), T, static_cast<long long>(windows),
                          ranks, B);
     }
     if (!shuffle && longest < windows * T + 1) {
-        throw user_error("%s: the longest shard has %lld tokens, one step needs %lld (%d ranks, batch %d, length %d); use "
+        throw user_error("%s: the longest shard has %lld tokens, one step needs %lld (ranks %d, batch %d, length %d); use "
                          "more data or a smaller --batch or --seq",
                          pattern.c_str(), static_cast<long long>(longest), static_cast<long long>(windows * T + 1), ranks,
                          B, T);

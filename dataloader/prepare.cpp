@@ -47,12 +47,14 @@ public:
         int64_t keep = tokens_ - count, before = 0;
         for (auto& shard : shards_) {
             int64_t here = shard->num_tokens(), first = std::clamp<int64_t>(keep - before, 0, here);
+            before += here;
+            if (first == here) continue;
             for (int64_t i = first; i < here; i += block) {
                 std::vector<uint32_t> moved = shard->read(i, std::min(block, here - i));
                 other.append(reinterpret_cast<const int*>(moved.data()), static_cast<int64_t>(moved.size()));
             }
             shard->truncate(first);
-            before += here;
+            shard->close();
         }
         while (!shards_.empty() && shards_.back()->num_tokens() == 0) shards_.pop_back();
         tokens_ = keep;

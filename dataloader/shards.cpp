@@ -146,6 +146,7 @@ int64_t ShardWriter::num_tokens() const { return (file_.size() - static_cast<int
 
 void ShardWriter::append(const uint32_t* tokens, int64_t count) {
     CHECK(num_tokens() + count <= INT32_MAX);
+    closed_ = false;
     for (int64_t i = 0; i < count; i++) CHECK(static_cast<int64_t>(tokens[i]) < vocab_);
     if (token_bytes_ == 4) {
         file_.write(tokens, static_cast<size_t>(count) * 4);
@@ -171,14 +172,17 @@ std::vector<uint32_t> ShardWriter::read(int64_t first, int64_t count) {
 
 void ShardWriter::truncate(int64_t count) {
     CHECK(count >= 0 && count <= num_tokens());
+    closed_ = false;
     file_.truncate(static_cast<int64_t>(header_bytes) + count * token_bytes_);
 }
 
 void ShardWriter::close() {
+    if (closed_) return file_.close();  // open again, maybe, for reading
     int32_t header[3] = {token_bytes_ == 2 ? magic16 : magic32, token_bytes_ == 2 ? version16 : version32,
                          static_cast<int32_t>(num_tokens())};
     file_.write_at(0, header, sizeof header);
     file_.close();
+    closed_ = true;
 }
 
 void ShardWriter::commit() {

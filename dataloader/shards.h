@@ -45,4 +45,5 @@ private:
     FileWriter file_;
     int64_t vocab_;
     int token_bytes_;
+    bool closed_ = false;
 };

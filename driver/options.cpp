@@ -6,7 +6,7 @@
 #include <cstdio>
 
 #include "checkpoint/files.h"
-#include "driver/program.h"
+#include "driver/cli.h"
 #include "driver/toml.h"
 #include "kernels/error.h"
 
@@ -38,8 +38,7 @@ void check_belongs(bool given, const char* option, const char* needs) {
     if (given) throw user_error("%s belongs to %s, which is not asked for", option, needs);
 }
 
-// Registers an option whose last occurrence counts and whose default stands in --help.
-void add_model_options(CLI::App& app, TrainOptions& o) {
+void add_model_options(CLI::App& app, TrainOptions& o, bool& bias, bool& tie) {
     const char* group = "Model";
     app.add_option("--model", o.model, "preset: gpt2-nano, gpt2, gpt2-medium, ... (--help-models prints them whole)")
         ->group(group);
@@ -54,14 +53,14 @@ void add_model_options(CLI::App& app, TrainOptions& o) {
     app.add_option("--ffn", o.ffn, "width of the MLP [preset; 4x --channels where the preset has that ratio]")->group(group);
     app.add_option("--init", o.init, "initial weights: normal02, gpt2_scaled [preset]")->group(group);
     app.add_option("--activation", o.activation, "gelu_new (tanh) or gelu (exact) [preset]")->group(group);
-    app.add_flag("--bias,!--no-bias", o.bias, "biases in linear maps and norms [preset]")->group(group);
-    app.add_flag("--tie,!--no-tie", o.tie, "head = token embedding [preset]")->group(group);
+    app.add_flag("--bias,!--no-bias", bias, "biases in linear maps and norms [preset]")->group(group);
+    app.add_flag("--tie,!--no-tie", tie, "head = token embedding [preset]")->group(group);
     app.add_option("--norm-eps", o.norm_eps, "epsilon of the norms [preset]")->group(group);
     app.add_option("--rope-theta", o.rope_theta, "base of the rotary angles, llama only [preset]")->group(group);
     app.add_option("--norm", o.norm, "norm scheme: pre [pre]")->group(group)->type_name("SCHEME");
     app.add_option("--residual", o.residual, "residual rule: vanilla [vanilla]")->group(group)->type_name("RULE");
     app.add_option("--residual-opt", o.residual_opt, "option of the residual rule; repeatable")
-        ->group(group)->type_name("KEY=VALUE")->take_all()->allow_extra_args(false);
+        ->group(group)->type_name("KEY=VALUE")->take_all()->allow_extra_args(false)->default_str("");
 }
 
 void add_data_options(CLI::App& app, TrainOptions& o) {
@@ -102,7 +101,7 @@ void add_optimizer_options(CLI::App& app, TrainOptions& o) {
     app.add_option("--decay", o.decay, "what decays: 2d, matrix, all, none")->group(group);
     app.add_option("--grad-clip", o.grad_clip, "largest global gradient norm; 0: off")->group(group);
     app.add_option("--freeze", o.freeze, "tensors that are not trained, by class or name pattern; repeatable")
-        ->group(group)->type_name("CLASS|GLOB")->take_all()->allow_extra_args(false);
+        ->group(group)->type_name("CLASS|GLOB")->take_all()->allow_extra_args(false)->default_str("");
     app.add_option("--layerwise-lr", o.layerwise_lr, "layerwise learning rates: none")->group(group);
     app.add_option("--schedule", o.schedule, "cosine, wsd, linear, constant, invsqrt")->group(group);
     app.add_option("--warmup", o.warmup, "updates of linear warm-up [min(max(1% of steps, 100), steps/10)]")->group(group);
@@ -116,7 +115,7 @@ void add_watch_options(CLI::App& app, TrainOptions& o) {
     app.add_option("--val-every", o.val_every, "validate every N updates; 0: only at the end [0]")->group(group);
     app.add_option("--val-batches", o.val_batches, "batches of batch x seq tokens per validation; 0: all [0]")->group(group);
     app.add_option("--eval", o.eval, "task to evaluate: ppl=FILE; repeatable")
-        ->group(group)->type_name("TASK=FILE")->take_all()->allow_extra_args(false);
+        ->group(group)->type_name("TASK=FILE")->take_all()->allow_extra_args(false)->default_str("");
     app.add_option("--eval-every", o.eval_every, "evaluate every N updates; 0: only at the end [0]")->group(group);
     app.add_option("--sample-every", o.sample_every, "print a sample every N updates; 0: never")->group(group);
     app.add_option("--sample-tokens", o.sample_tokens, "length of the sample [64]")->group(group);
@@ -239,37 +238,23 @@ void check_present(const TrainOptions& o) {
 
 std::optional<TrainOptions> parse_train_options(int argc, char** argv) {
     TrainOptions o;
-    bool help_models = false;
+    bool help_models = false, bias = true, tie = true;
     CLI::App app{"Trains a language model. An option given twice: the last counts. Values in [] are what holds when the "
                  "option is absent."};
-    app.name("train_gpt2");
-    app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)->always_capture_default();
-    app.set_help_flag("--help,-h", "print this and stop");
-    app.set_version_flag("--version", std::string("residual.cu ") + VERSION);
+    cli_defaults(app, "train_gpt2");
     app.add_flag("--help-models", help_models, "print every preset whole and stop")->configurable(false);
     app.config_formatter(std::make_shared<TomlConfig>());
     app.set_config("--config", "", "TOML file with any of the options below; the command line wins")->type_name("FILE");
     app.allow_config_extras(CLI::config_extras_mode::error);
-    add_model_options(app, o);
+    add_model_options(app, o, bias, tie);
     add_data_options(app, o);
     add_run_options(app, o);
     add_optimizer_options(app, o);
     add_watch_options(app, o);
     CLI::Option* steps = app.get_option("--steps");
-    try {
-        app.parse(argc, argv);
-    } catch (const CLI::Success& answer) {  // --help, --version
-        app.exit(answer);
-        return std::nullopt;
-    } catch (const CLI::ExtrasError& error) {
-        throw user_error("%s; --help lists all options", error.what());
-    } catch (const CLI::FileError& error) {
-        throw user_error("--config: %s", error.what());
-    } catch (const CLI::ConfigError& error) {
-        throw user_error("--config %s: %s", app.get_config_ptr()->as<std::string>().c_str(), error.what());
-    } catch (const CLI::ParseError& error) {
-        throw user_error("%s", error.what());
-    }
+    if (!cli_parse(app, argc, argv)) return std::nullopt;
+    if (app.count("--bias") > 0) o.bias = bias;
+    if (app.count("--tie") > 0) o.tie = tie;
     if (help_models) {
         print_presets();
         return std::nullopt;

@@ -1,24 +1,24 @@
 #include "driver/program.h"
 
 #include <cstdio>
-#include <cstdlib>
 #include <new>
 
 #include "kernels/error.h"
+#include "parallel/rendezvous.h"
 
 namespace {
 struct FailedElsewhere {};  // another rank reports the error that ends this one
 
-// The rank that the launcher gave this process, known before the ranks have met.
-int launcher_rank() {
-    for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID", "RANK"}) {
-        if (const char* value = std::getenv(name)) return std::atoi(value);
-    }
-    return 0;
-}
-
 bool agreed = false;  // the error comes out of together(): exactly one rank holds it
 }  // namespace
+
+int launcher_rank() {
+    try {
+        return launch_from_environment().rank;
+    } catch (const UserError&) {  // comm_create reports it
+        return 0;
+    }
+}
 
 void print_error(const char* program, const std::string& message) {
     std::string line = message;

@@ -5,8 +5,6 @@
 
 #include "parallel/comm.h"
 
-constexpr const char* VERSION = "0.1.0";
-
 // Exit codes, the same for all programs.
 constexpr int EXIT_DONE = 0, EXIT_USER = 1, EXIT_DIVERGED = 2, EXIT_SIGNAL = 3;
 
@@ -16,6 +14,9 @@ int program_main(const char* name, const std::function<int()>& body);
 // Runs the body, which must not communicate, on every rank; if any of them fails, all of them do: the lowest rank that
 // failed prints its error and every rank leaves with exit code 1.
 void together(Comm* comm, const std::function<void()>& body);
+
+// The rank that the launcher gave this process, known before the ranks have met; 0 without a launcher.
+int launcher_rank();
 
 // One line on stderr, whatever the message holds.
 void print_error(const char* program, const std::string& message);

@@ -36,11 +36,11 @@ __global__ void __launch_bounds__(WARP* ROWS) forward_kernel(floatX* x, const in
     int n = blockIdx.x * ROWS + threadIdx.y;
     if (n >= N) return;
     const floatX* token_row = wte + static_cast<int64_t>(tokens[n]) * C;
-    const floatX* position_row = wpe + static_cast<int64_t>(n % T) * C;
+    const floatX* position_row = wpe ? wpe + static_cast<int64_t>(n % T) * C : nullptr;
     floatX* out = x + static_cast<int64_t>(n) * C;
     for (int c = threadIdx.x * PackX::size; c < C; c += WARP * PackX::size) {
         PackX pack = load_pack(token_row + c);
-        if (wpe != nullptr) {
+        if (position_row) {
             PackX position = load_pack(position_row + c);
 #pragma unroll
             for (int j = 0; j < PackX::size; j++) pack[j] = from_float<floatX>(to_float(pack[j]) + to_float(position[j]));

@@ -14,7 +14,9 @@ struct AdamWTensor {
     float correction1, correction2;  // 1 - beta^n, from the host in double: adamw_correction()
     int frozen;                      // 1: left alone, its gradient is only zeroed
 };
-double adamw_correction(double beta, int64_t n);  // 1 - beta^n without cancellation
+// 1 - beta^n without cancellation. Pass the fp32 beta of the struct: corrections for the double 0.999 would be off by 1e-5
+// from what the kernel accumulates with 0.999f.
+double adamw_correction(double beta, int64_t n);
 
 // The work list: tensors cut into chunks of equal size, one block each.
 struct AdamWChunk {

@@ -18,22 +18,22 @@ bool can_abandon();
 
 [[noreturn]] void report_deadlock(unsigned at_block, unsigned at_warp, unsigned exited, int first_warp_waiter);
 
-// What the checker wants to know of.
+// What the checker wants to know of, and what it does instead.
 #ifdef SIMT_CHECK
 void block_begins(Block& block);
 void block_ends(Block& block);
-void memory_allocated(void* p, size_t bytes);
-void memory_freed(void* p, size_t bytes);
-void memory_written(void* p, size_t bytes);                    // by the host
-void memory_copied(void* to, const void* from, size_t bytes);
-void check_scratch_used(void* p, size_t bytes);  // a collective may have overwritten it
+void check_exit(unsigned thread);                              // a thread returns from the kernel
+void* check_allocate(size_t bytes);                            // device memory whose every byte is watched
+void check_free(void* p, size_t bytes);
+void check_copy(void* to, const void* from, size_t bytes);     // the host copies
+void check_set(void* to, size_t bytes);                        // the host fills
+void check_scratch_used(void* p, size_t bytes);                // a collective may have left anything there
 #else
 inline void block_begins(Block&) {}
 inline void block_ends(Block&) {}
-inline void memory_allocated(void*, size_t) {}
-inline void memory_freed(void*, size_t) {}
-inline void memory_written(void*, size_t) {}
-inline void memory_copied(void*, const void*, size_t) {}
+inline void check_exit(unsigned) {}
+inline void check_copy(void*, const void*, size_t) {}
+inline void check_set(void*, size_t) {}
 #endif
 
 }  // namespace simt

@@ -1,81 +1,74 @@
 // What a fault looks like: one paragraph that names kernel, block, thread and source line, then abort().
 #include <cxxabi.h>
+#include <dlfcn.h>
 
 #include <atomic>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
+#include <sstream>
 #include <string>
 
 #include "engine.h"
 #include "report.h"
-#if __has_include(<backtrace.h>)
-#include <backtrace.h>
-#define SIMT_BACKTRACE 1
-#endif
 
 namespace simt {
 namespace {
 
 std::atomic<ReportHandler> handler{nullptr};
 
-#ifdef SIMT_BACKTRACE
-backtrace_state* symbols() {
-    static backtrace_state* state = backtrace_create_state(nullptr, 1, [](void*, const char*, int) {}, nullptr);
-    return state;
-}
-#endif
-
-std::string demangled(const char* name) {
-    int status = 0;
-    char* text = abi::__cxa_demangle(name, nullptr, nullptr, &status);
-    std::string result = status == 0 && text ? text : name;
-    free(text);
-    return result;
+// What binutils' addr2line says about an address of this program: pairs of lines, function and file:line, innermost
+// inlined frame first. Empty where there is no addr2line. Costs a tenth of a second; only reports ask.
+std::string ask_addr2line(const void* address) {
+    Dl_info info;
+    if (!address || !dladdr(address, &info) || !info.dli_fbase) return {};
+    // Position-independent programs are linked at 0; others at the addresses they run at.
+    auto base = reinterpret_cast<uintptr_t>(info.dli_fbase);
+    auto offset = reinterpret_cast<uintptr_t>(address) - (base == 0x400000 ? 0 : base);
+    char command[1200];
+    snprintf(command, sizeof command, "addr2line -f -C -i -e '%s' %#zx 2>/dev/null", info.dli_fname, offset);
+    std::string text;
+    if (FILE* pipe = popen(command, "r")) {
+        char part[512];
+        while (size_t n = fread(part, 1, sizeof part, pipe)) text.append(part, n);
+        pclose(pipe);
+    }
+    return text;
 }
 
 }  // namespace
 
 std::string function_name(const void* address) {
-    std::string name;
-#ifdef SIMT_BACKTRACE
-    backtrace_syminfo(
-        symbols(), reinterpret_cast<uintptr_t>(address),
-        [](void* out, uintptr_t, const char* symbol, uintptr_t, uintptr_t) {
-            if (symbol) *static_cast<std::string*>(out) = demangled(symbol);
-        },
-        [](void*, const char*, int) {}, &name);
-#endif
-    if (name.empty()) {
-        char text[32];
-        snprintf(text, sizeof text, "%p", address);
-        name = text;
+    std::istringstream frames(ask_addr2line(address));
+    // Of several frames the last is the function that really stands there.
+    std::string name, last, line;
+    while (std::getline(frames, name) && std::getline(frames, line)) last = name;
+    if (!last.empty() && last != "??") return last;
+    Dl_info info;
+    if (dladdr(address, &info) && info.dli_sname) {
+        int status = 0;
+        char* text = abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, &status);
+        std::string result = status == 0 && text ? text : info.dli_sname;
+        free(text);
+        return result;
     }
-    return name;
+    char text[32];
+    snprintf(text, sizeof text, "%p", address);
+    return text;
 }
 
 std::string source_line(const void* pc) {
-    std::string line;
-#ifdef SIMT_BACKTRACE
-    // Frames come innermost first; those inlined from simt/ itself say nothing, the first outside is the kernel's line.
-    if (pc)
-        backtrace_pcinfo(
-            symbols(), reinterpret_cast<uintptr_t>(pc) - 1,
-            [](void* out, uintptr_t, const char* file, int number, const char*) {
-                if (!file) return 0;
-                std::string path = file;
-                auto& text = *static_cast<std::string*>(out);
-                bool inside = path.rfind("simt/", 0) == 0 || path.find("/simt/") != std::string::npos;
-                if (!inside) {
-                    text = path + ":" + std::to_string(number);
-                    return 1;
-                }
-                return 0;
-            },
-            [](void*, const char*, int) {}, &line);
-#endif
-    if (line.empty() && pc) line = function_name(pc);
-    return line;
+    if (!pc) return "an unknown line";
+    std::istringstream frames(ask_addr2line(static_cast<const char*>(pc) - 1));
+    // Frames inlined from simt/ itself say nothing: the first outside is the kernel's line.
+    for (std::string name, line; std::getline(frames, name) && std::getline(frames, line);) {
+        size_t folder = line.rfind('/');
+        bool inside = folder != std::string::npos && folder >= 4 && line.compare(folder - 4, 4, "simt") == 0;
+        if (inside || line.rfind("??", 0) == 0) continue;
+        return line.substr(0, line.find(" (discriminator"));
+    }
+    return function_name(pc);
 }
 
 std::string thread_name(unsigned thread) {
@@ -97,14 +90,19 @@ bool can_abandon() { return handler.load(std::memory_order_relaxed) != nullptr; 
 
 void set_report_handler(ReportHandler h) { handler = h; }
 
-void report(const std::string& text) {
-    if (ReportHandler h = handler; h && self.block) {
-        h(text.c_str());
-        abandon_block();
-    }
+void report_from_host(const std::string& text) {
+    static std::mutex one_at_a_time;
+    std::lock_guard lock(one_at_a_time);
+    if (ReportHandler h = handler) return h(text.c_str());
     fprintf(stderr, "simt: %s\n", text.c_str());
     fflush(stderr);
     abort();
+}
+
+void report(const std::string& text) {
+    report_from_host(text);
+    if (!self.block) abort();
+    abandon_block();
 }
 
 void die(const char* format, ...) {

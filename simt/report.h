@@ -14,5 +14,7 @@ std::string place(unsigned thread);                  // "kernel NAME, block (x,y
 
 // To stderr and abort(), or to the handler; then the block is abandoned.
 [[noreturn]] void report(const std::string& text);
+// The same for faults of host code: after the handler the program goes on.
+void report_from_host(const std::string& text);
 
 }  // namespace simt

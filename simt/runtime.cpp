@@ -98,7 +98,9 @@ cudaError_t allocate(void** pointer, size_t bytes, cudaMemoryType type) {
     if (bytes >= kHugePage && bytes > free_memory_locked()) return done(cudaErrorMemoryAllocation);
     Allocation allocation{bytes, 0, type};
     void* p = nullptr;
-#if !defined(__SANITIZE_ADDRESS__)
+#if defined(SIMT_CHECK)
+    if (type == cudaMemoryTypeDevice && !(p = simt::check_allocate(bytes))) return done(cudaErrorMemoryAllocation);
+#elif !defined(__SANITIZE_ADDRESS__)
     if (bytes >= kHugePage) {
         // Aligned to huge pages by mapping more and giving the ends back.
         allocation.mapped = (bytes + kHugePage - 1) / kHugePage * kHugePage;
@@ -117,7 +119,6 @@ cudaError_t allocate(void** pointer, size_t bytes, cudaMemoryType type) {
     allocations[reinterpret_cast<uintptr_t>(p)] = allocation;
     allocated += bytes;
     *pointer = p;
-    if (type == cudaMemoryTypeDevice) simt::memory_allocated(p, bytes);
     return cudaSuccess;
 }
 
@@ -126,10 +127,15 @@ cudaError_t release(void* pointer, cudaMemoryType type) {
     std::lock_guard lock(memory_mutex);
     auto found = allocations.find(reinterpret_cast<uintptr_t>(pointer));
     if (found == allocations.end() || found->second.type != type) return done(cudaErrorInvalidValue);
-    if (type == cudaMemoryTypeDevice) simt::memory_freed(pointer, found->second.bytes);
     allocated -= found->second.bytes;
-    if (found->second.mapped) munmap(pointer, found->second.mapped);
-    else free(pointer);
+#if defined(SIMT_CHECK)
+    if (type == cudaMemoryTypeDevice) simt::check_free(pointer, found->second.bytes);
+    else
+#endif
+        if (found->second.mapped)
+        munmap(pointer, found->second.mapped);
+    else
+        free(pointer);
     allocations.erase(found);
     return cudaSuccess;
 }
@@ -301,7 +307,7 @@ cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind 
     if (bytes == 0) return cudaSuccess;
     if (!to || !from) return done(cudaErrorInvalidValue);
     if (kind < cudaMemcpyHostToHost || kind > cudaMemcpyDefault) return done(cudaErrorInvalidMemcpyDirection);
-    simt::memory_copied(to, from, bytes);
+    simt::check_copy(to, from, bytes);
     memmove(to, from, bytes);
     return cudaSuccess;
 }
@@ -325,7 +331,7 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
 cudaError_t cudaMemset(void* to, int value, size_t bytes) {
     if (bytes == 0) return cudaSuccess;
     if (!to) return done(cudaErrorInvalidValue);
-    simt::memory_written(to, bytes);
+    simt::check_set(to, bytes);
     memset(to, value, bytes);
     return cudaSuccess;
 }

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "context.h"
@@ -134,7 +135,6 @@ void Machine::add_chunk() {
 
 // Goes to `target`, whose context is `to`; where we stop is stored into *from_slot.
 SIMT_INLINE void jump(Stack* target, Context to, Context* from_slot) {
-    Stack* mine = machine->running;
     machine->running = target;
 #if defined(__SANITIZE_ADDRESS__)
     void* fake = nullptr;
@@ -144,35 +144,41 @@ SIMT_INLINE void jump(Stack* target, Context to, Context* from_slot) {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #endif
-    machine->running = mine;
 }
 
-// The next lane to run after lane `self.thread`, or -1. Lanes of the same warp first, in cyclic order: then a meeting
-// of the warp costs each lane one switch.
-int pick(Machine& m) {
+// SIMT_SEED: any lane that can run, or -1.
+int pick_random(Machine& m) {
     Block& b = m.block;
+    unsigned candidates[kMaxThreads / kWarp], count = 0;
+    for (unsigned w = 0; w < b.num_warps; w++)
+        if (b.warps[w].ready) candidates[count++] = w;
+    if (!count) return -1;
+    unsigned w = candidates[m.next_random() % count];
+    uint32_t ready = b.warps[w].ready;
+    for (unsigned skip = m.next_random() % __builtin_popcount(ready); skip > 0; skip--) ready &= ready - 1;
+    return static_cast<int>(w * kWarp + __builtin_ctz(ready));
+}
+
+// The first lane that can run in the warps after this one, or -1.
+int pick_other_warp(Machine& m) {
+    Block& b = m.block;
+    if (m.shuffled) return pick_random(m);
     unsigned current = self.thread / kWarp;
-    if (m.shuffled) [[unlikely]] {
-        unsigned candidates[kMaxThreads / kWarp], count = 0;
-        for (unsigned w = 0; w < b.num_warps; w++)
-            if (b.warps[w].ready) candidates[count++] = w;
-        if (!count) return -1;
-        unsigned w = candidates[m.next_random() % count];
-        uint32_t ready = b.warps[w].ready;
-        for (unsigned skip = m.next_random() % __builtin_popcount(ready); skip > 0; skip--) ready &= ready - 1;
-        return static_cast<int>(w * kWarp + __builtin_ctz(ready));
-    }
-    uint32_t ready = b.warps[current].ready;
-    if (ready) {
-        uint32_t above = ready & (~0u << (self.thread % kWarp));
-        return static_cast<int>(current * kWarp + __builtin_ctz(above ? above : ready));
-    }
     for (unsigned step = 1; step < b.num_warps; step++) {
         unsigned w = current + step;
         if (w >= b.num_warps) w -= b.num_warps;
         if (b.warps[w].ready) return static_cast<int>(w * kWarp + __builtin_ctz(b.warps[w].ready));
     }
     return -1;
+}
+
+// The next lane to run after lane `self.thread`, or -1. Lanes of the same warp first, in cyclic order: then a meeting
+// of the warp costs each lane one switch.
+SIMT_INLINE int pick(Machine& m) {
+    uint32_t ready = self.warp->ready;
+    if (!ready || m.shuffled) [[unlikely]] return pick_other_warp(m);
+    uint32_t above = ready & (~0u << self.lane);
+    return static_cast<int>(self.thread - self.lane + static_cast<unsigned>(__builtin_ctz(above ? above : ready)));
 }
 
 // Makes `thread` the running lane: the built-ins speak of it.
@@ -207,14 +213,17 @@ void promote(Block& b) {
     b.promoted = warp->index * kWarp + lane;
 }
 
-void exit_lane(Machine& m) {
+SIMT_INLINE void exit_lane(Machine& m) {
     Block& b = m.block;
+    check_exit(self.thread);
     self.warp->alive &= ~(1u << self.lane);
-    m.context[self.thread] = nullptr;
     b.alive--;
     // A thread that has returned counts as arrived, as on the GPU.
     if (b.waiting && b.waiting == b.alive) promote(b);
 }
+
+// Where a suspended lane goes on; null if it has not started. Asking makes it a running lane.
+SIMT_INLINE Context take_context(Machine& m, unsigned thread) { return std::exchange(m.context[thread], nullptr); }
 
 // Runs lanes that have not started, one after the other, until the next one to run is suspended on another stack.
 // On a pooled stack it never returns; on the OS thread's stack it returns when the block is done.
@@ -230,18 +239,19 @@ void run_lanes(Machine& m) {
                 m.idle.push_back(mine);
                 jump(&m.own, m.own.context, &mine->context);
             } else {
-                int next = pick(m);
-                if (next < 0) deadlock(m);
-                take(m, static_cast<unsigned>(next));
-                become(m, static_cast<unsigned>(next));
-                if (!m.context[next]) break;
+                int picked = pick(m);
+                if (picked < 0) [[unlikely]] deadlock(m);
+                auto next = static_cast<unsigned>(picked);
+                take(m, next);
+                become(m, next);
+                Context to = take_context(m, next);
+                if (!to) break;
                 if (mine != &m.own) m.idle.push_back(mine);
-                jump(m.stack_of[next], m.context[next], &mine->context);
+                jump(m.stack_of[next], to, &mine->context);
             }
             // Woken: either the block is done, or self is a lane to start on this stack.
             if (!m.finished) break;
         }
-        m.stack_of[self.thread] = mine;
     }
 }
 
@@ -269,7 +279,7 @@ Stack* stack_for_new_lane(Machine& m) {
 #if defined(__SANITIZE_ADDRESS__)
         ASAN_UNPOISON_MEMORY_REGION(stack->base, stack->bytes);
 #endif
-        stack->context = make_context(stack->base + stack->bytes, stack->bytes, run_on_pooled_stack);
+        stack->context = make_context(stack->base, stack->bytes, run_on_pooled_stack);
     }
     return stack;
 }
@@ -346,16 +356,13 @@ bool run_block(Machine& m, uint64_t linear) {
     m.finished = m.abandoned = false;
     m.running = &m.own;
     block_begins(b);
-    self.thread = b.threads - 1;  // so that the first pick is lane 0, or any with SIMT_SEED
-    unsigned first = m.shuffled ? static_cast<unsigned>(pick(m)) : 0;
+    unsigned first = m.shuffled ? static_cast<unsigned>(pick_random(m)) : 0;
     take(m, first);
     become(m, first);
     if (can_abandon()) {  // a block can be abandoned only from another stack than this one
         Stack* stack = stack_for_new_lane(m);
-        m.stack_of[first] = stack;
         jump(stack, stack->context, &m.own.context);
     } else {
-        m.stack_of[first] = &m.own;
         run_lanes(m);
     }
     if (b.locals) drop_locals(b);
@@ -400,20 +407,20 @@ void run_blocks(const Launch& launch, std::atomic<uint64_t>& next, uint64_t bloc
 void suspend() {
     Machine& m = *machine;
     unsigned me = self.thread;
-    int next = pick(m);
-    if (next < 0) [[unlikely]] deadlock(m);
-    take(m, static_cast<unsigned>(next));
-    if (static_cast<unsigned>(next) == me) return;  // it was ready again, and no other lane was
-    become(m, static_cast<unsigned>(next));
-    Context to = m.context[next];
+    int picked = pick(m);
+    if (picked < 0) [[unlikely]] deadlock(m);
+    auto next = static_cast<unsigned>(picked);
+    take(m, next);
+    if (next == me) return;  // it was ready again, and no other lane was
+    become(m, next);
+    m.stack_of[me] = m.running;
     Stack* target = m.stack_of[next];
+    Context to = take_context(m, next);
     if (!to) {
         target = stack_for_new_lane(m);
         to = target->context;
-        m.stack_of[next] = target;
     }
-    jump(target, to, &m.context[me]);
-    become(m, me);
+    jump(target, to, &m.context[me]);  // whoever comes back here has already made `me` the running lane
 }
 
 void release_block(Block& b) {

@@ -110,15 +110,20 @@ void release_block(Block& block);
 [[noreturn]] void die(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 #ifdef SIMT_CHECK
-void check_arrive(const char* op, uint32_t mask);  // records what the running lane is about to wait for
-void check_warp_synced(Warp& warp, uint32_t mask);   // the lanes of mask are ordered now
-void check_block_synced(Block& block);
+void check_arrive(const char* op, uint32_t mask);  // the running lane is about to wait; mask 0: for the whole block
 void check_lane_source(unsigned source, uint32_t mask);
+void check_warp_synced(Warp& warp, uint32_t mask);  // the memory accesses of these lanes are ordered now
+void check_block_synced(Block& block);
+// For code that is not instrumented (stand-in libraries in simt/*.cpp): it read or wrote device or shared memory.
+void note_read(const void* p, size_t bytes);
+void note_written(const void* p, size_t bytes);
 #else
 SIMT_INLINE void check_arrive(const char*, uint32_t) {}
+SIMT_INLINE void check_lane_source(unsigned, uint32_t) {}
 SIMT_INLINE void check_warp_synced(Warp&, uint32_t) {}
 SIMT_INLINE void check_block_synced(Block&) {}
-SIMT_INLINE void check_lane_source(unsigned, uint32_t) {}
+SIMT_INLINE void note_read(const void*, size_t) {}
+SIMT_INLINE void note_written(const void*, size_t) {}
 #endif
 
 // The lane arrives at a meeting of the warp's lanes in `mask`. True for the last: it does the common work, then calls

@@ -162,8 +162,12 @@ __forceinline__ float atomicExch(float* p, float v) {
     return simt::atomic_update_bits<float, unsigned>(p, [v](float) { return v; });
 }
 
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wpragmas"
+#pragma GCC diagnostic ignored "-Wtsan"  // the checking mode does not look at fences
 __forceinline__ void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 __forceinline__ void __threadfence_system() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+#pragma GCC diagnostic pop
 // Threads of a block share an OS thread: only the compiler must not reorder.
 __forceinline__ void __threadfence_block() { __asm__ volatile("" : : : "memory"); }
 

@@ -58,18 +58,17 @@ __forceinline__ float exp2_f(float x) {
 }
 
 __forceinline__ float tanh_f(float x) {
-    float a = x < 0 ? -x : x;
+    float a = __builtin_fabsf(x);
     // Small: an odd polynomial, since 1 - 2/(e^2a + 1) loses everything there.
-    float s = x * x;
+    float s = a * a;
     float p = -5.70498872745e-3f;
     p = __builtin_fmaf(p, s, 2.06390887954e-2f);
     p = __builtin_fmaf(p, s, -5.37397155531e-2f);
     p = __builtin_fmaf(p, s, 1.33314422036e-1f);
     p = __builtin_fmaf(p, s, -3.33332819422e-1f);
-    float small = __builtin_fmaf(p * s, x, x);
+    float small = __builtin_fmaf(p * s, a, a);
     float big = 1.0f - 2.0f / (exp_f(2.0f * a) + 1.0f);
-    big = x < 0 ? -big : big;
-    return a < 0.625f ? small : big;
+    return __builtin_copysignf(a < 0.625f ? small : big, x);
 }
 
 __forceinline__ float log_f(float x) {

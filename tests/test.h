@@ -1,13 +1,13 @@
 // Shared by all tests: Catch2, device arrays, reproducible random data, comparisons that say what differs.
 #pragma once
+#include "kernels/common.cuh"
+#undef CHECK  // in tests CHECK is Catch2's: a failure is counted, not fatal
 #include <catch2/catch.hpp>
 
 #include <cmath>
 #include <cstdint>
 #include <string>
 #include <vector>
-
-#include "kernels/common.cuh"
 
 // SKIP_TEST("why"): leaves the test case and counts it as skipped in the closing line (Catch2 v2 has no skip).
 void note_skip(const std::string& why);
@@ -78,5 +78,5 @@ double relative_error(const std::vector<double>& got, const std::vector<double>&
 // max |got - want| / (atol + rtol*|want|): passes when <= 1. NaN in `got` gives infinity.
 double worst_error(const std::vector<double>& got, const std::vector<double>& want, double atol, double rtol);
 
-// The unit roundoff of floatX: 2^-24 for fp32, 2^-9 for bf16.
-constexpr double unit_roundoff = sizeof(floatX) == 2 ? 0x1p-9 : 0x1p-24;
+// The unit roundoff of floatX: 2^-24 for fp32, 2^-8 for bf16 (8 significant bits).
+constexpr double unit_roundoff = sizeof(floatX) == 2 ? 0x1p-8 : 0x1p-24;

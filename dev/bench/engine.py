@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import struct
 import subprocess
 import sys
 
@@ -41,13 +40,3 @@ def read_log(path):
 
 def steps_of(events):
     return [event for event in events if event["event"] == "step"]
-
-
-def write_u16_text(path, ids):
-    """Token ids of a text as one uint16 shard."""
-    write_shard(path, np.asarray(ids))
-
-
-def shard_tokens(path):
-    with open(path, "rb") as file:
-        return struct.unpack("<3i", file.read(12))[2]

@@ -1,0 +1,169 @@
+// The row-shaped, memory-bound kernels: seam, embedding, bias, classifier, AdamW, gradient norm. Each is set beside a
+// plain copy of as many bytes as the kernel must move, measured in the same run.
+#include <cstdint>
+#include <memory>
+
+#include "dev/bench/bench.h"
+#include "kernels/bias.cuh"
+#include "kernels/classifier.cuh"
+#include "kernels/embedding.cuh"
+#include "optimizer/adamw.cuh"
+#include "optimizer/gradient_norm.cuh"
+#include "residual/seam.cuh"
+
+namespace {
+
+// Device memory for the life of one benchmark.
+template <class T>
+struct Array {
+    T* data = nullptr;
+    explicit Array(size_t count) { CUDA_CHECK(cudaMalloc(reinterpret_cast<void**>(&data), (count ? count : 1) * sizeof(T))); }
+    Array(size_t count, T (*value)(uint32_t)) : Array(count) {
+        std::vector<T> host(count);
+        uint32_t state = 12345;
+        for (T& x : host) x = value(state = state * 1664525u + 1013904223u);
+        CUDA_CHECK(cudaMemcpy(data, host.data(), count * sizeof(T), cudaMemcpyHostToDevice));
+    }
+    explicit Array(const std::vector<T>& host) : Array(host.size()) {
+        CUDA_CHECK(cudaMemcpy(data, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
+    }
+    ~Array() { cudaFree(data); }
+    Array(const Array&) = delete;
+    Array& operator=(const Array&) = delete;
+};
+floatX uniform_x(uint32_t bits) { return from_float<floatX>(static_cast<float>(bits >> 8) * 0x1p-23f - 1.0f); }
+float uniform(uint32_t bits) { return static_cast<float>(bits >> 8) * 0x1p-23f - 1.0f; }
+float positive(uint32_t bits) { return static_cast<float>(bits >> 8) * 0x1p-24f; }
+
+constexpr double X = sizeof(floatX);
+
+// Times `work` and, between two arrays, a copy that moves `bytes` in all.
+void report(const std::string& name, const std::string& shape, double bytes, const std::function<void()>& work) {
+    BenchRow row{name, shape, time_us(work), bytes};
+    size_t half = static_cast<size_t>(bytes / 2) / 16 * 16 + 16;
+    Array<char> from(half, [](uint32_t bits) { return static_cast<char>(bits >> 24); }), to(half);
+    row.reference_us = time_us([&] { CUDA_CHECK(cudaMemcpyAsync(to.data, from.data, half, cudaMemcpyDeviceToDevice, nullptr)); });
+    row.reference = "copy";
+    bench_report(row);
+}
+
+void seam(int64_t N, int C) {
+    std::string shape = format("N=%lld C=%d", static_cast<long long>(N), C);
+    size_t n = static_cast<size_t>(N) * C;
+    Array<floatX> x(n, uniform_x), u(n, uniform_x), x_new(n, uniform_x), z(n, uniform_x), p(n, uniform_x), d(n, uniform_x);
+    Array<floatX> gain(C, uniform_x), bias(C, uniform_x);
+    Array<float> stats(6 * N), dparams(6 * static_cast<size_t>(C)), scratch(seam_scratch_bytes(C) / sizeof(float));
+    auto norm = [&](int i) {
+        SeamNorm out;
+        out.gain = gain.data, out.bias = bias.data;
+        out.mean = stats.data + 2 * i * N, out.rstd = stats.data + (2 * i + 1) * N;
+        out.dgain = dparams.data + 2 * i * C, out.dbias = dparams.data + (2 * i + 1) * C;
+        return out;
+    };
+    double moves = static_cast<double>(n) * X;
+    struct Case {
+        const char* name;
+        bool out, post, in;
+        NormKind kind;
+        int forward, backward;  // moves of N*C elements
+    };
+    for (const Case& c : {Case{"pre", false, false, true, NormKind::layer, 4, 4}, Case{"pre rms", false, false, true, NormKind::rms, 4, 4},
+                          Case{"post", false, true, false, NormKind::layer, 4, 3}, Case{"sandwich", true, false, true, NormKind::layer, 4, 6},
+                          Case{"all norms", true, true, true, NormKind::layer, 5, 7}}) {
+        SeamShape dims{N, C, c.kind, 1e-5f};
+        SeamForward f{x.data, u.data, x_new.data, c.in ? z.data : nullptr, c.post ? p.data : nullptr, {}, {}, {}};
+        SeamBackward b{d.data, c.in ? z.data : nullptr, x_new.data, c.post ? p.data : nullptr, c.out ? u.data : nullptr, x.data, c.out ? z.data : x.data, {}, {}, {}};
+        if (c.out) f.out = b.out = norm(0);
+        if (c.post) f.post = b.post = norm(1);
+        if (c.in) f.in = b.in = norm(2);
+        report(std::string("seam forward, ") + c.name, shape, c.forward * moves, [&] { vanilla_forward(f, dims, nullptr); });
+        report(std::string("seam backward, ") + c.name, shape, c.backward * moves,
+               [&] { vanilla_backward(b, dims, scratch.data, nullptr); });
+    }
+}
+
+void embedding(int B, int T, int C, int V) {
+    std::string shape = format("B=%d T=%d C=%d V=%d", B, T, C, V);
+    int N = B * T;
+    size_t n = static_cast<size_t>(N) * C;
+    std::vector<int> tokens(N);
+    uint32_t state = 7;
+    for (int& t : tokens) {  // squared: some tokens are frequent, as in text
+        double u = positive(state = state * 1664525u + 1013904223u);
+        t = static_cast<int>(u * u * u * V);
+    }
+    TokenGroups groups;
+    group_tokens(groups, tokens.data(), N);
+    Array<int> device_tokens(tokens), device_groups(groups.data);
+    Array<floatX> wte(static_cast<size_t>(V) * C, uniform_x), wpe(static_cast<size_t>(T) * C, uniform_x), x(n, uniform_x);
+    Array<float> dwte(static_cast<size_t>(V) * C, uniform), dwpe(static_cast<size_t>(T) * C, uniform);
+    double rows = static_cast<double>(n) * X, unique = static_cast<double>(groups.num_unique) * C;
+    report("embedding forward", shape, rows + unique * X + T * C * X + rows, [&] {
+        embedding_forward(x.data, device_tokens.data, wte.data, wpe.data, B, T, C, nullptr);
+    });
+    report("embedding backward, tokens", shape, rows + 8 * unique, [&] {
+        embedding_backward_tokens(dwte.data, x.data, device_groups.data, groups.num_unique, N, C, nullptr);
+    });
+    report("embedding backward, positions", shape, rows + 8.0 * T * C, [&] {
+        embedding_backward_positions(dwpe.data, x.data, B, T, C, nullptr);
+    });
+}
+
+void bias(int64_t N, int OC) {
+    Array<floatX> dout(static_cast<size_t>(N) * OC, uniform_x);
+    Array<float> dbias(OC, uniform), scratch(bias_scratch_bytes(OC) / sizeof(float));
+    report("bias backward", format("N=%lld OC=%d", static_cast<long long>(N), OC), static_cast<double>(N) * OC * X,
+           [&] { bias_backward(dbias.data, dout.data, scratch.data, N, OC, nullptr); });
+}
+
+void classify(int64_t N, int V) {
+    int Vp = static_cast<int>(round_up(V, 128));
+    Array<floatX> logits(static_cast<size_t>(N) * Vp, uniform_x);
+    Array<float> losses(N);
+    Array<int> targets(std::vector<int>(static_cast<size_t>(N), V / 2));
+    std::string shape = format("N=%lld V=%d", static_cast<long long>(N), V);
+    double row = static_cast<double>(N) * Vp * X;
+    // In place: from the second call on the "logits" are gradients, which cost the same.
+    report("classifier, loss and gradient", shape, 2 * row,
+           [&] { classifier(logits.data, losses.data, targets.data, 1e-3f, N, V, Vp, true, nullptr); });
+    report("classifier, loss only", shape, row,
+           [&] { classifier(logits.data, losses.data, targets.data, 1e-3f, N, V, Vp, false, nullptr); });
+}
+
+void optimizer(int64_t count) {
+    size_t n = static_cast<size_t>(count);
+    Array<float> master(n, uniform), grads(n, uniform), m(n, uniform), v(n, positive), clip(std::vector<float>{1.0f, 1.0f});
+    Array<floatX> working(sizeof(floatX) == 4 ? 1 : n);
+    floatX* params = sizeof(floatX) == 4 ? reinterpret_cast<floatX*>(master.data) : working.data;
+    AdamWTensor tensor{0, count, 1e-9f, 0.1f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.05f, 0};
+    std::vector<AdamWChunk> list = adamw_chunks({tensor});
+    Array<AdamWTensor> tensors(std::vector<AdamWTensor>{tensor});
+    Array<AdamWChunk> chunks(list);
+    std::string shape = format("%lld M", static_cast<long long>(count) / 1000000);
+    double values = static_cast<double>(count) * 4, copy = sizeof(floatX) == 4 ? 0 : static_cast<double>(count) * X;
+    report("gradient norm", shape, values, [&, scratch = std::make_shared<Array<char>>(gradient_norm_scratch_bytes(count))] {
+        gradient_norm(clip.data, grads.data, count, 1.0f, scratch->data, nullptr);
+    });
+    report("AdamW", shape, 8 * values + copy, [&] {
+        adamw_update(params, master.data, grads.data, m.data, v.data, tensors.data, chunks.data,
+                     static_cast<int>(list.size()), clip.data, true, 1, 2, nullptr);
+    });
+}
+
+}  // namespace
+
+void bench_rows(const BenchShape& asked) {
+    bool small = multiprocessors() < 16;  // fewer rows than a large GPU needs to fill
+    int B = asked.B ? asked.B : small ? 2 : 32, T = asked.T ? asked.T : 1024;
+    int64_t N = static_cast<int64_t>(B) * T;
+    std::vector<int> widths = asked.C ? std::vector<int>{asked.C} : std::vector<int>{128, 768, 1600, 4096};
+    for (int C : widths) seam(N, C);
+    int C = asked.C ? asked.C : 768, V = asked.vocab ? asked.vocab : 50257;
+    embedding(B, T, C, V);
+    if (!asked.vocab) embedding(B, T, 128, 256);
+    bias(N, C);
+    bias(N, 4 * C);
+    classify(small ? N / 4 : N, V);
+    if (!asked.vocab) classify(N, 256);
+    optimizer(small ? 32'000'000 : 124'000'000);
+}

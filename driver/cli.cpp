@@ -1,0 +1,33 @@
+#include "driver/cli.h"
+
+#include "driver/version.h"
+#include "kernels/error.h"
+
+void cli_defaults(CLI::App& app, const char* name) {
+    app.name(name);
+    app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)->always_capture_default();
+    app.set_help_flag("--help,-h", "print this and stop");
+    app.set_version_flag("--version", std::string("residual.cu ") + version());
+}
+
+bool cli_parse(CLI::App& app, int argc, char** argv) {
+    try {
+        app.parse(argc, argv);
+    } catch (const CLI::Success& answer) {
+        app.exit(answer);
+        return false;
+    } catch (const CLI::ExtrasError&) {
+        const std::vector<std::string> extras = app.remaining();
+        for (const std::string& word : extras) {
+            if (word[0] == '-') throw user_error("there is no option %s; --help lists all", word.c_str());
+        }
+        throw user_error("'%s' belongs to no option; --help lists all", extras.empty() ? "" : extras[0].c_str());
+    } catch (const CLI::FileError& error) {
+        throw user_error("--config: %s", error.what());
+    } catch (const CLI::ConfigError& error) {
+        throw user_error("--config %s: %s", app.get_config_ptr()->as<std::string>().c_str(), error.what());
+    } catch (const CLI::ParseError& error) {
+        throw user_error("%s", error.what());
+    }
+    return true;
+}

@@ -1,0 +1,29 @@
+#include "driver/load.h"
+
+#include <cstdio>
+
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/files.h"
+#include "checkpoint/huggingface.h"
+#include "kernels/error.h"
+
+LoadedModel load_model(const std::string& dir, int B) {
+    LoadedModel loaded;
+    std::vector<std::string> notes;
+    loaded.folder = model_folder(dir, notes);
+    const std::string path = loaded.folder + "/config.json";
+    const ModelConfig config = config_from_json(read_text(path), path, notes);
+    check_config(config);
+    for (const std::string& note : notes) printf("note: %s\n", note.c_str());
+    const std::string tokenizer = tokenizer_in(loaded.folder);
+    if (tokenizer.empty())
+        throw user_error("%s: no tokenizer of ours beside the weights; copy the PREFIX_tokenizer.json of the training shards there",
+                         loaded.folder.c_str());
+    loaded.tokenizer = tokenizer_load(tokenizer);
+    loaded.model = model_create(config, B, config.context, Use::inference);
+    const Registry& registry = model_registry(*loaded.model);
+    std::vector<float> weights(static_cast<size_t>(registry.arena));
+    weights_read(loaded.folder, registry, weights.data());
+    model_write_master(*loaded.model, weights.data(), 0, 0);
+    return loaded;
+}

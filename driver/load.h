@@ -1,0 +1,15 @@
+// A trained model for evaluation and sampling.
+#pragma once
+#include <string>
+
+#include "dataloader/tokenizer.h"
+#include "model/model.h"
+
+struct LoadedModel {
+    ModelPtr model;
+    TokenizerPtr tokenizer;
+    std::string folder;  // where it was found
+};
+// dir: a checkpoint, run or Hugging Face folder. B: sequences per batch, of the model's context each. UserError when there
+// is no such model, no tokenizer beside it, or no room for it. Notes worth knowing are printed on stdout.
+LoadedModel load_model(const std::string& dir, int B);

@@ -1,0 +1,43 @@
+// Inside of attention: what attention.cu hands to the implementation of this build's precision.
+//
+// Mathematics, per query head h, query q, key head kv = h / (NH/NKV), with scale = 1/sqrt(HS), keys k <= q (causal):
+//
+//     s[q,k]  = scale * sum_d Q[q,d] K[k,d]
+//     lse[q]  = log sum_k exp(s[q,k])              P[q,k] = exp(s[q,k] - lse[q])
+//     O[q,d]  = sum_k P[q,k] V[k,d]
+//
+// Forward, flash style: keys come in tiles; with m the row's maximum so far and l the sum of exp(s - m), a new tile's
+// larger maximum m' rescales l and the unfinished O by exp(m - m'). At the end O /= l and lse = m + log l. No score
+// reaches memory. (Dao et al., FlashAttention, 2022; Dao, FlashAttention-2, 2023.)
+//
+// Backward, scores recomputed from lse:
+//
+//     delta[q] = sum_d dO[q,d] O[q,d]              ( = sum_k P[q,k] dP[q,k], so no second pass over the keys )
+//     dP[q,k]  = sum_d dO[q,d] V[k,d]
+//     dS[q,k]  = scale * P[q,k] (dP[q,k] - delta[q])
+//     dV[k,d]  = sum_h sum_q P[q,k] dO[q,d]        dK[k,d] = sum_h sum_q dS[q,k] Q[q,d]     (h: heads that share kv)
+//     dQ[q,d]  = sum_k dS[q,k] K[k,d]
+#pragma once
+#include "kernels/common.cuh"
+
+struct AttentionShape {
+    int B, T, NH, NKV, HS;
+    float scale;  // 1/sqrt(HS)
+
+    __host__ __device__ int group() const { return NH / NKV; }  // query heads per key head
+    __host__ __device__ int64_t stride() const { return static_cast<int64_t>(NH + 2 * NKV) * HS; }  // of a qkv row
+    // Where position 0 of batch row b's query, key or value head starts in qkv and dqkv (B,T,(NH+2*NKV)*HS).
+    __host__ __device__ int64_t query(int b, int h) const { return b * T * stride() + static_cast<int64_t>(h) * HS; }
+    __host__ __device__ int64_t key(int b, int kv) const { return query(b, NH + kv); }
+    __host__ __device__ int64_t value(int b, int kv) const { return query(b, NH + NKV + kv); }
+    // The same in out and dout (B,T,NH*HS), whose rows are out_stride() long, and in lse and delta (B,NH,T).
+    __host__ __device__ int64_t out_stride() const { return static_cast<int64_t>(NH) * HS; }
+    __host__ __device__ int64_t out(int b, int h) const { return b * T * out_stride() + static_cast<int64_t>(h) * HS; }
+    __host__ __device__ int64_t row(int b, int h) const { return (static_cast<int64_t>(b) * NH + h) * T; }
+};
+
+// out (B,T,NH*HS), lse (B,NH,T), qkv (B,T,(NH+2*NKV)*HS)
+void attention_forward_tiles(floatX* out, float* lse, const floatX* qkv, AttentionShape s, cudaStream_t stream);
+// dqkv (B,T,(NH+2*NKV)*HS), dout (B,T,NH*HS), lse (B,NH,T), delta (B,NH,T)
+void attention_backward_tiles(floatX* dqkv, const floatX* dout, const floatX* qkv, const float* lse,
+                              const float* delta, AttentionShape s, cudaStream_t stream);

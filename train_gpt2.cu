@@ -1,0 +1,449 @@
+// train_gpt2: one training run, from the command line to the last checkpoint.
+//
+// Read main() at the end first, then train(), which is a run from top to bottom; above it stand the parts it is made of.
+// Under mpirun every rank runs all of this; rank 0 alone prints, writes and reads what only one must read.
+#include <chrono>
+#include <cmath>
+#include <csignal>
+
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/files.h"
+#include "checkpoint/huggingface.h"
+#include "dataloader/loader.h"
+#include "dataloader/tokenizer.h"
+#include "driver/log.h"
+#include "driver/machine.h"
+#include "driver/options.h"
+#include "driver/program.h"
+#include "driver/sampler.h"
+#include "eval/perplexity.h"
+#include "model/model.h"
+#include "parallel/rendezvous.h"
+
+constexpr int MAX_SKIPS = 10;  // updates without a finite gradient norm, in a row, before the run gives up
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Signals: the handler leaves a mark, the loop sees it after the update and ends with a checkpoint.
+
+static volatile sig_atomic_t signal_seen = 0;
+static void on_signal(int) { signal_seen = 1; }
+
+static double seconds_now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// A run and what it holds, in the order in which it is built.
+
+struct EvalFile {
+    std::string path;
+    TextTokens text;
+};
+
+struct Run {
+    TrainOptions options;
+    Comm* comm = nullptr;
+    int rank = 0, ranks = 1;
+
+    std::string folder;           // --init-from, as found
+    int64_t resume_step = -1;     // of the checkpoint to continue from; -1: a fresh start
+    std::vector<std::string> notes;
+    ModelConfig config;
+    int B = 0, T = 0;
+    int64_t total_batch = 0;      // tokens per update, all ranks
+    int64_t micro_steps = 0;      // micro-batches per update and rank
+    Schedule schedule;
+
+    Loader train, val;
+    int64_t val_batches = 0;      // 0: no validation
+    std::string tokenizer_file;   // beside the shards; empty: none
+    TokenizerPtr tokenizer;
+    std::vector<EvalFile> evals;
+
+    Machine machine;
+    ModelPtr model;
+    RunState state;
+    Log log;
+
+    ~Run() {
+        log_close(log);
+        model.reset();
+        if (comm != nullptr) comm_destroy(comm);
+    }
+};
+
+// Looks into --out: a folder that holds a run is only continued when asked to. Rank 0 decides for all.
+static void find_out_folder(Run& run) {
+    const TrainOptions& o = run.options;
+    if (run.rank != 0) return;
+    if (o.resume) {
+        run.resume_step = checkpoint_newest(o.out, run.notes);
+    } else if (file_exists(o.out + "/log.jsonl") || !checkpoint_steps(o.out).empty()) {
+        throw user_error("--out %s holds a run already; continue it with --resume or choose another folder", o.out.c_str());
+    }
+    make_folders(o.out);
+    checkpoint_prune(o.out, 0);
+    if (!o.dump_grads.empty()) {
+        const size_t slash = o.dump_grads.find_last_of('/');
+        if (slash != std::string::npos && slash > 0 && !folder_exists(o.dump_grads.substr(0, slash)))
+            throw user_error("--dump-grads %s: there is no such folder to write to", o.dump_grads.c_str());
+    }
+}
+
+// The model to train: what was asked for, which must be what the checkpoint holds when there is one.
+static void choose_model(Run& run) {
+    const TrainOptions& o = run.options;
+    if (run.resume_step < 0) {
+        if (!o.init_from.empty()) run.folder = model_folder(o.init_from, run.notes);
+        run.config = options_config(o, run.folder, run.notes);
+        return;
+    }
+    const std::string path = checkpoint_path(o.out, run.resume_step) + "/config.json";
+    run.config = config_from_json(read_text(path), path, run.notes);
+    check_config(run.config);
+    if (o.model.empty()) return;
+    ModelConfig asked = options_config(o, "", run.notes);
+    asked.residual_step = run.config.residual_step;
+    if (config_to_json(asked) != config_to_json(run.config))
+        throw user_error("--resume: the options describe another model than %s; leave them as they were", path.c_str());
+}
+
+// Sizes of micro-batch and update, and the schedule.
+static void choose_sizes(Run& run) {
+    TrainOptions& o = run.options;
+    if (run.resume_step >= 0) {
+        run.state = checkpoint_read_state(checkpoint_path(o.out, run.resume_step));
+        for (const auto& [name, value] : run.state.settings) {
+            // Another number of ranks goes on with the same updates unless told otherwise.
+            if (name == "total-batch" && !o.total_batch && run.state.step > 0) o.total_batch = std::atoll(value.c_str());
+        }
+    }
+    run.B = o.batch;
+    run.T = o.seq.value_or(run.config.context);
+    if (run.T > run.config.context)
+        throw user_error("--seq %d is longer than the model's context of %d tokens", run.T, run.config.context);
+    const int64_t step = static_cast<int64_t>(run.B) * run.T * run.ranks;
+    run.total_batch = o.total_batch.value_or(step);
+    run.micro_steps = run.total_batch / step;
+    if (run.total_batch % step != 0) {
+        const std::string lower = run.micro_steps > 0 ? format("%lld or ", static_cast<long long>(run.micro_steps * step)) : "";
+        throw user_error("--total-batch %lld is no multiple of batch x seq x ranks = %d x %d x %d = %lld; nearest: %s%lld",
+                         static_cast<long long>(run.total_batch), run.B, run.T, run.ranks, static_cast<long long>(step),
+                         lower.c_str(), static_cast<long long>((run.micro_steps + 1) * step));
+    }
+    o.seq = run.T;
+    o.total_batch = run.total_batch;
+    run.schedule = options_schedule(o);
+}
+
+// Options of a resumed run against those of its checkpoint: what the data order depends on must be the same, any other
+// change is allowed and noted.
+static void compare_settings(Run& run) {
+    std::map<std::string, std::string> now;
+    for (const auto& [name, value] : option_values(run.options)) now[name] = value;
+    for (const auto& [name, before] : run.state.settings) {
+        if (now.count(name) == 0 || now[name] == before) continue;
+        if (name == "seed" || name == "seq" || name == "shuffle")
+            throw user_error("--resume: --%s was %s and is %s now, which would be another data order; leave it as it was",
+                             name.c_str(), before.c_str(), now[name].c_str());
+        if (run.state.step > 0) run.notes.push_back(format("--%s was %s, is %s now", name.c_str(), before.c_str(), now[name].c_str()));
+    }
+    int64_t tokens = 0;
+    for (const Shard& shard : run.train.shards) tokens += shard.num_tokens;
+    if (run.state.train_tokens != 0 && run.state.train_tokens != tokens)
+        throw user_error("--resume: the shards of --train hold %lld tokens now and %lld when the checkpoint was written; "
+                         "give the same, or start from it with --init-from",
+                         static_cast<long long>(tokens), static_cast<long long>(run.state.train_tokens));
+}
+
+// Opens the shards, the tokenizer beside them and the evaluation texts.
+static void open_data(Run& run) {
+    const TrainOptions& o = run.options;
+    if (o.train.empty()) return;  // --init-only
+    run.train = loader_create(o.train, run.config.vocab, run.B, run.T, run.rank, run.ranks, o.shuffle, o.seed);
+    if (run.resume_step >= 0) {
+        compare_settings(run);
+        loader_seek(run.train, run.state.at);
+    }
+    run.state.train_tokens = 0;
+    for (const Shard& shard : run.train.shards) run.state.train_tokens += shard.num_tokens;
+    if (!o.val.empty()) {
+        run.val = loader_create(o.val, run.config.vocab, run.B, run.T, 0, 1, false, o.seed);
+        run.val_batches = loader_validation_batches(run.val);
+        if (run.val_batches == 0)
+            throw user_error("--val %s: no shard holds a batch of %d x %d tokens and the one after them", o.val.c_str(), run.B, run.T);
+        if (o.val_batches.value_or(0) > 0) run.val_batches = std::min(run.val_batches, *o.val_batches);
+    }
+    run.tokenizer_file = tokenizer_beside(run.train.shards[0].path);
+    if (!run.tokenizer_file.empty()) run.tokenizer = tokenizer_load(run.tokenizer_file);
+    if (!run.tokenizer && (o.sample_every > 0 || !o.eval.empty()))
+        throw user_error("%s needs the tokenizer of the shards, PREFIX_tokenizer.json beside %s",
+                         o.sample_every > 0 ? "--sample-every" : "--eval", run.train.shards[0].path.c_str());
+    for (const std::string& task : o.eval) {
+        const std::string path = task.substr(task.find('=') + 1);
+        run.evals.push_back({path, read_text_tokens(path, *run.tokenizer, run.config.vocab)});
+    }
+}
+
+// Allocates the model and gives it its weights: fresh ones, those of --init-from, or a checkpoint's with the moments.
+static void make_model(Run& run) {
+    const TrainOptions& o = run.options;
+    run.model = model_create(run.config, run.B, run.T, Use::training);
+    const Registry& registry = model_registry(*run.model);
+    const size_t size = static_cast<size_t>(registry.arena);
+    if (run.resume_step >= 0) {
+        const std::string folder = checkpoint_path(o.out, run.resume_step);
+        std::vector<float> master(size), m(size), v(size);
+        weights_read(folder, registry, master.data());
+        checkpoint_read_optimizer(folder, registry, m.data(), v.data(), master.data());
+        // The same seed and step round the working copy of a bf16 build as the update did.
+        model_write_master(*run.model, master.data(), o.seed, static_cast<uint64_t>(run.state.step));
+        model_write_moments(*run.model, m.data(), v.data());
+        return;
+    }
+    model_init_weights(*run.model, o.seed);
+    if (run.folder.empty()) return;
+    std::vector<float> master(size);
+    model_read_master(*run.model, master.data());
+    const std::string path = run.folder + "/config.json";
+    std::vector<std::string> ignored;
+    const Registry have = build_registry(config_from_json(read_text(path), path, ignored));
+    weights_read_into(run.folder, have, registry, master.data(), run.notes);
+    model_write_master(*run.model, master.data(), o.seed, 0);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What happens between updates
+
+// Mean loss over the first batches of --val. Ranks take turns at batches, and the losses are summed in the order of the
+// batches, so that the number does not depend on how many ranks there are.
+static double validate(Run& run) {
+    std::vector<double> losses(static_cast<size_t>(run.val_batches), 0.0);
+    std::vector<int> inputs(static_cast<size_t>(run.B) * static_cast<size_t>(run.T)), targets(inputs.size());
+    for (int64_t m = run.rank; m < run.val_batches; m += run.ranks) {
+        CHECK(loader_validation_batch(run.val, m, inputs.data(), targets.data()));
+        losses[static_cast<size_t>(m)] = model_loss(*run.model, inputs.data(), targets.data(), run.B, run.T);
+    }
+    comm_sum(run.comm, losses.data(), static_cast<int>(losses.size()));
+    double sum = 0;
+    for (double loss : losses) sum += loss;
+    return sum / (static_cast<double>(run.val_batches) * run.B * run.T);
+}
+
+static void print_sample(Run& run, int64_t step) {
+    std::vector<int> tokens = run.tokenizer->encode(*run.options.prompt);
+    std::string text;
+    SampleSettings settings;
+    settings.temperature = 0.8;
+    settings.seed = run.options.seed;
+    generate(*run.model, tokens, run.options.sample_tokens.value_or(64), run.T, settings, static_cast<uint64_t>(step),
+             [&](int token) {
+                 run.tokenizer->decode(token, text);
+                 return true;
+             });
+    log_sample(run.log, step, *run.options.prompt, text);
+}
+
+static void dump_gradients(Run& run) {
+    const Registry& registry = model_registry(*run.model);
+    std::vector<float> grads(static_cast<size_t>(registry.arena));
+    model_read_grads(*run.model, grads.data());
+    weights_write(run.options.dump_grads, registry, grads.data(), Dtype::f32);
+}
+
+static void save_checkpoint(Run& run) {
+    if (run.rank != 0) return;
+    const Registry& registry = model_registry(*run.model);
+    const size_t size = static_cast<size_t>(registry.arena);
+    std::vector<float> master(size), m, v;
+    model_read_master(*run.model, master.data());
+    Arrays arrays{master.data()};
+    if (run.state.step > 0) {
+        m.resize(size);
+        v.resize(size);
+        model_read_moments(*run.model, m.data(), v.data());
+        arrays.m = m.data();
+        arrays.v = v.data();
+    }
+    run.state.at = run.train.at;
+    run.state.seed = run.options.seed;
+    run.state.world_size = run.ranks;
+    run.state.settings = option_values(run.options);
+    run.state.versions = library_versions();
+    std::vector<std::string> files;
+    if (!run.tokenizer_file.empty()) files.push_back(run.tokenizer_file);
+    const Dtype dtype = run.options.save_dtype == "bf16" ? Dtype::bf16 : Dtype::f32;
+    const std::string folder = checkpoint_save(run.options.out, run.state, run.config, registry, arrays, dtype, files);
+    log_checkpoint(run.log, run.state.step, folder);
+    checkpoint_prune(run.options.out, run.options.keep);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The updates. Returns the exit code.
+
+static int train_loop(Run& run) {
+    const TrainOptions& o = run.options;
+    UpdateSettings settings;
+    settings.beta1 = o.beta1;
+    settings.beta2 = o.beta2;
+    settings.eps = o.eps;
+    settings.weight_decay = o.weight_decay;
+    settings.grad_clip = o.grad_clip;
+    settings.decay = o.decay;
+    settings.freeze = o.freeze;
+    settings.seed = o.seed;
+    const double flops = flops_per_token(run.config, run.T);
+    const double loss_scale = 1.0 / (static_cast<double>(run.micro_steps) * run.B * run.T);  // then averaged over ranks
+    std::vector<int> inputs(static_cast<size_t>(run.B) * static_cast<size_t>(run.T)), targets(inputs.size());
+    const double run_start = seconds_now();
+    bool dump = !o.dump_grads.empty();
+    int skips = 0;
+
+    std::signal(SIGINT, on_signal);
+    std::signal(SIGTERM, on_signal);
+    for (int64_t step = run.state.step + 1; step <= o.steps; step++) {
+        const double step_start = seconds_now();
+        for (int64_t micro = 0; micro < run.micro_steps; micro++) {
+            loader_next(run.train, inputs.data(), targets.data());
+            model_forward_backward(*run.model, inputs.data(), targets.data(), run.B, run.T, loss_scale);
+        }
+        model_average_grads(*run.model, run.comm);
+        if (dump && run.rank == 0) dump_gradients(run);
+        dump = false;
+        settings.lr = o.lr * schedule_at(run.schedule, step - 1);
+        const double grad_norm = model_update(*run.model, settings, step);
+        double sums[2] = {model_take_loss(*run.model), static_cast<double>(signal_seen)};
+        comm_sum(run.comm, sums, 2);
+        const double loss = sums[0] / static_cast<double>(run.total_batch);
+        const bool stop = sums[1] > 0;
+        run.state.step = step;
+        run.state.tokens += run.total_batch;
+        log_step(run.log, {step, run.state.tokens, run.total_batch, loss, grad_norm, settings.lr,
+                           (seconds_now() - step_start) * 1e3, run.machine.peak_flops * run.ranks, flops});
+
+        // A gradient that is no number leaves the weights as they were (model_update); a loss that is none comes from the
+        // weights themselves, and no further update mends them.
+        skips = std::isfinite(grad_norm) ? 0 : skips + 1;
+        if (skips > 0) log_skip(run.log, step, "the gradient norm is not finite");
+        if (!std::isfinite(loss) || skips == MAX_SKIPS) {
+            log_end(run.log, step, "diverged", seconds_now() - run_start);
+            if (run.rank == 0) {
+                const std::string what = std::isfinite(loss) ? format("%d updates in a row had no finite gradient", MAX_SKIPS)
+                                                             : std::string("the loss is not finite");
+                print_error("train_gpt2", format("step %lld: %s, the run has diverged; lower --lr, or lengthen --warmup",
+                                                 static_cast<long long>(step), what.c_str()));
+            }
+            return EXIT_DIVERGED;
+        }
+
+        const bool last = step == o.steps;
+        auto due = [&](int64_t every) { return last || (!stop && every > 0 && step % every == 0); };
+        if (run.val_batches > 0 && due(o.val_every.value_or(0))) {
+            const double val_loss = validate(run);
+            log_val(run.log, step, val_loss);
+        }
+        if (run.rank == 0 && due(o.eval_every.value_or(0))) {
+            for (const EvalFile& eval : run.evals)
+                log_eval(run.log, step, perplexity(*run.model, eval.text, run.tokenizer->eot(), run.B, run.T, 0), eval.path);
+        }
+        if (run.rank == 0 && o.sample_every > 0 && due(o.sample_every)) print_sample(run, step);
+        if (stop || last || (o.save_every > 0 && step % o.save_every == 0)) save_checkpoint(run);
+        if (stop && !last) {
+            log_end(run.log, step, "signal", seconds_now() - run_start);
+            return EXIT_SIGNAL;
+        }
+    }
+    log_end(run.log, o.steps, "complete", seconds_now() - run_start);
+    return EXIT_DONE;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+static int dry_run(const TrainOptions& o) {
+    std::vector<std::string> notes;
+    const std::string folder = o.init_from.empty() ? "" : model_folder(o.init_from, notes);
+    const ModelConfig config = options_config(o, folder, notes);
+    for (const std::string& note : notes) printf("%s\n", note.c_str());
+    Run sizes;  // checks the total batch as well
+    sizes.options = o;
+    sizes.ranks = launch_from_environment().size;
+    sizes.config = config;
+    choose_sizes(sizes);
+    const Registry registry = build_registry(config);
+    printf("%-24s%lld\n", "parameters", static_cast<long long>(registry.num_params));
+    printf("%-24s%.6e (seq %d)\n", "FLOPs per token", flops_per_token(config, sizes.T), sizes.T);
+    printf("%-24s%lld (%lld micro-batches of %d x %d)\n", "tokens per update", static_cast<long long>(sizes.total_batch),
+           static_cast<long long>(sizes.micro_steps), sizes.B, sizes.T);
+    const std::vector<MemorySegment> segments = model_memory(config, sizes.B, sizes.T, Use::training);
+    printf("memory of one rank at batch %d\n", sizes.B);
+    for (const MemorySegment& segment : segments)
+        printf("    %-20s%s\n", segment.name.c_str(), bytes_text(static_cast<double>(segment.bytes)).c_str());
+    printf("    %-20s%s\n", "total", bytes_text(static_cast<double>(total_bytes(segments))).c_str());
+    const Machine machine = find_machine();
+    if (machine.found) {
+        printf("%-24s%d sequences of %d tokens (%s free on %s)\n", "largest batch",
+               largest_batch(config, sizes.T, Use::training, machine.free_bytes), sizes.T,
+               bytes_text(static_cast<double>(machine.free_bytes)).c_str(), machine.device.c_str());
+    } else {
+        printf("%-24snot known: %s\n", "largest batch", machine.peak_source.c_str());
+    }
+    return EXIT_DONE;
+}
+
+static int train(int argc, char** argv) {
+    std::optional<TrainOptions> parsed = parse_train_options(argc, argv);
+    if (!parsed) return EXIT_DONE;
+    if (parsed->dry_run) return launcher_rank() == 0 ? dry_run(*parsed) : EXIT_DONE;
+
+    Run run;
+    run.options = *parsed;
+    const TrainOptions& o = run.options;
+    run.comm = comm_create();
+    run.rank = comm_rank(run.comm);
+    run.ranks = comm_size(run.comm);
+
+    // Everything a user can get wrong comes out before the first update, from one rank, while all ranks still agree.
+    together(run.comm, [&] { find_out_folder(run); });
+    run.resume_step = comm_broadcast(run.comm, run.resume_step);
+    if (run.resume_step >= 0 && run.resume_step >= o.steps) {
+        if (run.rank == 0)
+            printf("the run in %s is complete: its newest checkpoint is of step %lld\n", o.out.c_str(), static_cast<long long>(run.resume_step));
+        return EXIT_DONE;
+    }
+    together(run.comm, [&] {
+        choose_model(run);
+        choose_sizes(run);
+    });
+    // Rank 0 goes first: it scans the shards, the others find its result beside them.
+    together(run.comm, [&] { if (run.rank == 0) open_data(run); });
+    together(run.comm, [&] { if (run.rank != 0) open_data(run); });
+    together(run.comm, [&] {
+        run.machine = find_machine();
+        make_model(run);
+        if (run.rank == 0 && o.resume) {
+            if (run.resume_step >= 0) log_cut(o.out, run.resume_step);
+            else if (file_exists(o.out + "/log.jsonl")) write_text_atomic(o.out + "/log.jsonl", "");
+        }
+        const bool has_log = file_exists(o.out + "/log.jsonl");
+        run.log = log_open(o.out, o.steps, run.rank);
+        for (const std::string& note : run.notes) log_line(run.log, note);
+        if (run.resume_step < 0 || !has_log)
+            log_start(run.log, {option_values(o), &run.config, model_registry(*run.model).num_params,
+                                flops_per_token(run.config, run.T), run.ranks, run.machine});
+        if (run.resume_step >= 0)
+            log_resume(run.log, run.state.step, run.state.tokens, checkpoint_path(o.out, run.resume_step), run.notes);
+        if (o.init_only) save_checkpoint(run);
+    });
+    if (o.init_only) return EXIT_DONE;
+    try {
+        return train_loop(run);
+    } catch (const UserError& error) {  // the disk is full, say: the other ranks wait for this one and must not
+        if (run.ranks == 1) throw;
+        print_error("train_gpt2", error.what());
+        comm_abort(run.comm, EXIT_USER);
+    }
+}
+
+int main(int argc, char** argv) {
+    return program_main("train_gpt2", [&] { return train(argc, argv); });
+}
