@@ -60,7 +60,7 @@ ifeq ($(BACKEND),cpu)
   OPENBLAS ?= $(firstword $(wildcard /usr/lib/*/openblas-openmp/libopenblas.so))
   MPI_COMPILE = $(shell mpicxx -showme:compile 2>/dev/null)
   MPI_LINK = $(shell mpicxx -showme:link 2>/dev/null)
-  WARN := -Wall -Wextra -Werror -Wno-unknown-pragmas
+  WARN := -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-restrict
   CXXFLAGS := -std=c++20 -g1 -march=native -fopenmp -fno-strict-aliasing -ffp-contract=fast $(WARN)
   SIMT_FLAGS :=
   ifeq ($(VARIANT),check)
@@ -159,7 +159,8 @@ $(OBJ)/tests/main.cpp.o: build/catch_main.o
 	@mkdir -p $(@D)
 	ln -sf ../../../catch_main.o $@
 
-# Test sources are compiled for speed of compilation; what they test is compiled for speed.
+# Option and JSON parsing is compiled for speed of compilation. So are the tests; what they test is compiled for speed.
+$(OBJ)/driver/%.o $(OBJ)/checkpoint/%.o $(OBJ)/eval/%.o $(OBJ)/%.main.o $(OBJ)/model/config.cpp.o: OPT := -O1
 $(OBJ)/tests/%.o: OPT := $(if $(VARIANT),$(OPT),-O1)
 
 demo: deps

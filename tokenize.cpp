@@ -36,7 +36,8 @@ static void run(const PrepareOptions& options) {
         std::printf("note       %s of an earlier run was left as it is; it may hold the same text\n",
                     summary.stale[0].c_str());
     }
-    std::printf("seconds    %.2f (%.1f million tokens a second)\n", seconds, static_cast<double>(tokens) / seconds / 1e6);
+    std::printf("seconds    %.2f (%.1f million tokens a second)\n", seconds,
+                static_cast<double>(tokens) / seconds / 1e6);
 }
 
 int main(int argc, char** argv) {
@@ -59,9 +60,10 @@ int main(int argc, char** argv) {
     app.add_option("--tokenizer", options.tokenizer,
                    "bytes: a token is a byte, vocabulary 256, end of text is token 0, and so is a NUL byte in the text")
         ->type_name("NAME");
-    app.add_option("--val-fraction", options.val_fraction,
-                   "part of the tokens held out, 0 to 1: whole documents, evenly spread; the tail of the text when that "
-                   "would hold out none")
+    app.add_option(
+           "--val-fraction", options.val_fraction,
+           "part of the tokens held out, 0 to 1: whole documents, evenly spread; the tail of the text when that "
+           "would hold out none")
         ->type_name("F");
     app.add_option("--shard-tokens", options.shard_tokens, "most tokens in one file")->type_name("N");
     app.add_option("--separator", options.separator, "line between documents; '' takes every blank line as one")

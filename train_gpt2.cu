@@ -2,6 +2,8 @@
 //
 // Read main() at the end first, then train(), which is a run from top to bottom; above it stand the parts it is made of.
 // Under mpirun every rank runs all of this; rank 0 alone prints, writes and reads what only one must read.
+#include <fnmatch.h>
+
 #include <chrono>
 #include <cmath>
 #include <csignal>
@@ -108,9 +110,17 @@ static void choose_model(Run& run) {
         throw user_error("--resume: the options describe another model than %s; leave them as they were", path.c_str());
 }
 
-// Sizes of micro-batch and update, and the schedule.
+// Sizes of micro-batch and update, the schedule, and what stays frozen.
 static void choose_sizes(Run& run) {
     TrainOptions& o = run.options;
+    for (const std::string& pattern : o.freeze) {
+        bool matches = false;
+        for (const Tensor& tensor : build_registry(run.config).tensors)
+            matches = matches || pattern == class_name(tensor.cls) || fnmatch(pattern.c_str(), tensor.name.c_str(), 0) == 0;
+        if (!matches)
+            throw user_error("--freeze %s: neither a class (embed, head, matrix, norm, bias, gate) nor a pattern of the model's "
+                             "tensors' names", pattern.c_str());
+    }
     if (run.resume_step >= 0) {
         run.state = checkpoint_read_state(checkpoint_path(o.out, run.resume_step));
         for (const auto& [name, value] : run.state.settings) {
@@ -299,8 +309,7 @@ static int train_loop(Run& run) {
     bool dump = !o.dump_grads.empty();
     int skips = 0;
 
-    std::signal(SIGINT, on_signal);
-    std::signal(SIGTERM, on_signal);
+    for (int number : {SIGINT, SIGTERM, SIGUSR1}) std::signal(number, on_signal);  // mpirun passes only the last one on
     for (int64_t step = run.state.step + 1; step <= o.steps; step++) {
         const double step_start = seconds_now();
         for (int64_t micro = 0; micro < run.micro_steps; micro++) {

@@ -16,6 +16,13 @@ constexpr const char* optimizer_file = "optimizer_0000.safetensors";  // one sha
 
 std::string last_name(const std::string& path) { return path.substr(path.find_last_of('/') + 1); }
 
+// The step in a checkpoint's name, step_%08d; -1 for any other name.
+int64_t step_of(const std::string& name) {
+    const bool ours = name.size() >= 13 && name.size() < 24 && name.rfind("step_", 0) == 0 &&
+                      name.find_first_not_of("0123456789", 5) == std::string::npos;
+    return ours ? std::stoll(name.substr(5)) : -1;
+}
+
 ordered_json state_to_json(const RunState& s) {
     ordered_json j;
     j["format"] = 1;
@@ -52,9 +59,7 @@ std::vector<int64_t> checkpoint_steps(const std::string& run) {
     std::vector<int64_t> steps;
     if (!folder_exists(run)) return steps;
     for (const std::string& name : list_folder(run)) {
-        const bool digits = name.size() >= 13 && name.rfind("step_", 0) == 0 &&
-                            name.find_first_not_of("0123456789", 5) == std::string::npos;
-        if (digits && name.size() < 24) steps.push_back(std::stoll(name.substr(5)));
+        if (step_of(name) >= 0) steps.push_back(step_of(name));
     }
     std::sort(steps.begin(), steps.end());
     return steps;
@@ -168,8 +173,8 @@ void checkpoint_prune(const std::string& run, int64_t keep) {
         steps.erase(steps.begin());
     }
     for (const std::string& name : list_folder(run)) {
-        const bool left_over = name.rfind("step_", 0) == 0 && name.size() > 4 && name.substr(name.size() - 4) == ".tmp";
-        if (left_over) remove_folder(run + "/" + name);
+        const size_t stem = name.size() > 4 && name.substr(name.size() - 4) == ".tmp" ? name.size() - 4 : 0;
+        if (step_of(name.substr(0, stem)) >= 0) remove_folder(run + "/" + name);
     }
 }
 

@@ -19,17 +19,24 @@ namespace {
 // What a person can do about the usual reasons.
 const char* remedy(int error) {
     switch (error) {
-        case ENOENT: return "check the path";
+        case ENOENT:
+            return "check the path";
         case EACCES:
         case EPERM:
-        case EROFS: return "check its permissions or choose another place";
+        case EROFS:
+            return "check its permissions or choose another place";
         case ENOSPC:
-        case EDQUOT: return "free some space or choose another place";
-        case ENOTDIR: return "a part of the path is a file, choose another place";
-        case EISDIR: return "it is a folder, name a file";
+        case EDQUOT:
+            return "free some space or choose another place";
+        case ENOTDIR:
+            return "a part of the path is a file, choose another place";
+        case EISDIR:
+            return "it is a folder, name a file";
         case EMFILE:
-        case ENFILE: return "raise the limit on open files (ulimit -n)";
-        default: return "check the path and the disk";
+        case ENFILE:
+            return "raise the limit on open files (ulimit -n)";
+        default:
+            return "check the path and the disk";
     }
 }
 
@@ -84,6 +91,11 @@ std::string base_name(const std::string& path) {
     return slash == std::string::npos ? path : path.substr(slash + 1);
 }
 
+std::string join_path(const std::string& folder, const std::string& name) {
+    std::string path = folder;
+    return path.append("/").append(name);
+}
+
 std::string printable(const std::string& text) {
     constexpr size_t longest = 120;
     std::string out;
@@ -115,7 +127,8 @@ void sync_folder(const std::string& path) {
     Descriptor folder(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (folder.fd < 0) throw system_error(path, "cannot be opened", errno);
     // Some network file systems cannot sync a folder and say EINVAL; there is nothing better to do there.
-    if (fsync(folder.fd) != 0 && errno != EINVAL && errno != ENOTSUP) throw system_error(path, "cannot be synced", errno);
+    if (fsync(folder.fd) != 0 && errno != EINVAL && errno != ENOTSUP)
+        throw system_error(path, "cannot be synced", errno);
 }
 
 bool file_exists(const std::string& path) {
@@ -168,8 +181,9 @@ std::vector<std::string> glob_files(const std::string& pattern) {
 }
 
 // Four lanes of 8-byte words, each lane x <- rotl(x + word * odd2, 31) * odd1, then the lanes are mixed into one number
-// with the length. Every step is invertible in the word, so a change confined to one word always changes the result; any
-// other change goes unseen with a chance of about 2^-64. It guards against bad disks and cut files, not against malice.
+// with the length. Every step is invertible in the word, so a change confined to one word always changes the result;
+// any other change goes unseen with a chance of about 2^-64. It guards against bad disks and cut files, not against
+// malice.
 std::string file_checksum(const std::string& path) {
     constexpr uint64_t odd1 = 0x9E3779B97F4A7C15ull, odd2 = 0xD6E8FEB86659FD93ull;
     auto rotate = [](uint64_t x, int bits) { return x << bits | x >> (64 - bits); };
@@ -224,7 +238,9 @@ FileWriter::~FileWriter() {
     if (!committed_) unlink(temporary_.c_str());
 }
 
-void FileWriter::fail(const char* what) const { throw system_error(path_, what, errno); }
+void FileWriter::fail(const char* what) const {
+    throw system_error(path_, what, errno);
+}
 
 void FileWriter::open_again() {
     if (fd_ >= 0) return;
@@ -232,7 +248,9 @@ void FileWriter::open_again() {
     if (fd_ < 0) fail("cannot be written");
 }
 
-void FileWriter::write(const void* data, size_t bytes) { write_at(size_, data, bytes); }
+void FileWriter::write(const void* data, size_t bytes) {
+    write_at(size_, data, bytes);
+}
 
 void FileWriter::write_at(int64_t offset, const void* data, size_t bytes) {
     CHECK(!committed_ && offset >= 0 && offset <= size_);

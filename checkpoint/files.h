@@ -6,20 +6,21 @@
 #include <string>
 #include <vector>
 
-std::string read_text(const std::string& path);                          // UserError when it cannot be read
+std::string read_text(const std::string& path);                            // UserError when it cannot be read
 void write_text_atomic(const std::string& path, const std::string& text);  // PATH.tmp, fsync, rename, fsync folder
 void sync_folder(const std::string& path);
 bool file_exists(const std::string& path);  // a file, not a folder
 bool folder_exists(const std::string& path);
-void make_folders(const std::string& path);  // with its parents; fine when it is there already
-void remove_folder(const std::string& path);  // with all it holds; fine when it is not there
-std::vector<std::string> list_folder(const std::string& path);  // names, sorted
+void make_folders(const std::string& path);                       // with its parents; fine when it is there already
+void remove_folder(const std::string& path);                      // with all it holds; fine when it is not there
+std::vector<std::string> list_folder(const std::string& path);    // names, sorted
 std::vector<std::string> glob_files(const std::string& pattern);  // sorted; empty when nothing matches
 // 64-bit checksum of a file's bytes (for state.json), as 16 hex digits.
 std::string file_checksum(const std::string& path);
 
 std::string parent_folder(const std::string& path);  // "." when the path names none
 std::string base_name(const std::string& path);
+std::string join_path(const std::string& folder, const std::string& name);
 // Text from a file made fit for one line of a message: control characters and bad bytes as \xNN, long text cut.
 std::string printable(const std::string& text);
 
@@ -35,7 +36,7 @@ MappedFile map_file(const std::string& path, const char* hint = "check the path"
 
 // A file being written as PATH.tmp. Until commit() PATH is untouched; without it the .tmp is removed again.
 class FileWriter {
-public:
+  public:
     explicit FileWriter(const std::string& path);
     ~FileWriter();
     FileWriter(const FileWriter&) = delete;
@@ -50,7 +51,7 @@ public:
     void close();   // synced and closed, still under its temporary name: many may wait for one commit
     void commit();  // closed, renamed, its folder synced
 
-private:
+  private:
     void open_again();
     [[noreturn]] void fail(const char* what) const;
     std::string path_, temporary_;

@@ -16,8 +16,8 @@ uint16_t round_to_bf16(float x) {  // to nearest, ties to even; NaN stays NaN
 
 std::string shape_text(const std::vector<int64_t>& shape) {
     std::string text;
-    for (int64_t n : shape) text += (text.empty() ? "" : ",") + std::to_string(n);
-    return "[" + text + "]";
+    for (int64_t n : shape) text += format(text.empty() ? "%lld" : ",%lld", static_cast<long long>(n));
+    return format("[%s]", text.c_str());
 }
 
 bool ends_with(const std::string& text, const std::string& tail) {

@@ -132,12 +132,16 @@ void convert_all(float* out, const TensorView& view, Convert convert) {
 size_t dtype_bytes(Dtype dtype) {
     switch (dtype) {
         case Dtype::f64:
-        case Dtype::i64: return 8;
+        case Dtype::i64:
+            return 8;
         case Dtype::f32:
-        case Dtype::i32: return 4;
+        case Dtype::i32:
+            return 4;
         case Dtype::bf16:
-        case Dtype::f16: return 2;
-        case Dtype::u8: return 1;
+        case Dtype::f16:
+            return 2;
+        case Dtype::u8:
+            return 1;
     }
     programming_error("unknown dtype", "", __FILE__, __LINE__);
 }
@@ -177,9 +181,8 @@ SafetensorsFile safetensors_read(const std::string& path) {
             file.metadata[key] = value.get<std::string>();
         }
     }
-    std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
-        return a.begin != b.begin ? a.begin < b.begin : a.end < b.end;
-    });
+    std::sort(entries.begin(), entries.end(),
+              [](const Entry& a, const Entry& b) { return a.begin != b.begin ? a.begin < b.begin : a.end < b.end; });
     uint64_t at = 0;
     for (Entry& entry : entries) {
         if (entry.begin < at) refuse(path, "tensor '" + printable(entry.name) + "' overlaps the one before it");
@@ -201,11 +204,13 @@ std::vector<SafetensorsFile> safetensors_read_model(const std::string& folder) {
         files.push_back(safetensors_read(single));
         return files;
     }
-    if (!folder_exists(folder)) throw user_error("%s: no such folder; name a folder that holds a model", folder.c_str());
+    if (!folder_exists(folder))
+        throw user_error("%s: no such folder; name a folder that holds a model", folder.c_str());
     if (!file_exists(index_path)) {
-        throw user_error("%s: holds neither model.safetensors nor model.safetensors.index.json; name a checkpoint or a "
-                         "Hugging Face folder with its weights in safetensors",
-                         folder.c_str());
+        throw user_error(
+            "%s: holds neither model.safetensors nor model.safetensors.index.json; name a checkpoint or a "
+            "Hugging Face folder with its weights in safetensors",
+            folder.c_str());
     }
     std::string text = read_text(index_path);
     json index = parse_object(index_path, text.data(), text.data() + text.size(), "the index");
@@ -224,7 +229,7 @@ std::vector<SafetensorsFile> safetensors_read_model(const std::string& folder) {
     }
     std::map<std::string, std::string> holder;  // tensor: the file it is in
     for (const auto& [file_name, names] : listed) {
-        std::string path = folder + "/" + file_name;
+        std::string path = join_path(folder, file_name);
         if (!file_exists(path)) {
             throw user_error("%s: is missing, though %s lists it; fetch it again", printable(path).c_str(),
                              base_name(index_path).c_str());
@@ -256,11 +261,16 @@ void tensor_to_float(float* out, const TensorView& view, const std::string& name
                 return value;
             });
             return;
-        case Dtype::f16: convert_all<uint16_t>(out, view, half_to_float); return;
-        case Dtype::f64: convert_all<double>(out, view, [](double x) { return static_cast<float>(x); }); return;
+        case Dtype::f16:
+            convert_all<uint16_t>(out, view, half_to_float);
+            return;
+        case Dtype::f64:
+            convert_all<double>(out, view, [](double x) { return static_cast<float>(x); });
+            return;
         case Dtype::i64:
         case Dtype::i32:
-        case Dtype::u8: break;
+        case Dtype::u8:
+            break;
     }
     throw user_error("tensor '%s' holds integers where weights are expected; convert it to F32, BF16 or F16",
                      printable(name).c_str());
@@ -269,6 +279,7 @@ void tensor_to_float(float* out, const TensorView& view, const std::string& name
 void safetensors_write(const std::string& path, const std::vector<TensorOut>& tensors,
                        const std::map<std::string, std::string>& metadata) {
     std::vector<const TensorOut*> order;
+    order.reserve(tensors.size());
     for (const TensorOut& tensor : tensors) order.push_back(&tensor);
     std::stable_sort(order.begin(), order.end(), [](const TensorOut* a, const TensorOut* b) {
         return dtype_bytes(a->dtype) > dtype_bytes(b->dtype);

@@ -47,7 +47,9 @@ void read_tokens(const Shard& shard, int64_t first, int64_t count, int* inputs, 
     for (int64_t i = 0; i < count; i++) targets[i] = shard.token(first + i + 1);
 }
 
-int64_t batch_tokens(const Loader& loader) { return static_cast<int64_t>(loader.B) * loader.T; }
+int64_t batch_tokens(const Loader& loader) {
+    return static_cast<int64_t>(loader.B) * loader.T;
+}
 
 void next_in_order(Loader& loader, int* inputs, int* targets) {
     int64_t step = loader.ranks * batch_tokens(loader);
@@ -108,18 +110,18 @@ Loader loader_create(const std::string& pattern, int vocab, int B, int T, int ra
         if (shard.num_tokens > 0) loader.num_windows += (shard.num_tokens - 1) / T;
         longest = std::max(longest, shard.num_tokens);
     }
-    int64_t windows = static_cast<int64_t>(ranks) * B;
+    int64_t windows = static_cast<int64_t>(ranks) * B, needed = windows * T + 1;
     if (shuffle && loader.num_windows < windows) {
-        throw user_error("%s: has %lld windows of %d tokens, one step needs %lld (ranks %d, batch %d); use more data or a "
-                         "smaller --batch or --seq",
-                         pattern.c_str(), static_cast<long long>(loader.num_windows), T, static_cast<long long>(windows),
-                         ranks, B);
+        throw user_error(
+            "%s: has %lld windows of %d tokens, one step needs %lld (ranks %d, batch %d); use more data or a "
+            "smaller --batch or --seq",
+            pattern.c_str(), static_cast<long long>(loader.num_windows), T, static_cast<long long>(windows), ranks, B);
     }
-    if (!shuffle && longest < windows * T + 1) {
-        throw user_error("%s: the longest shard has %lld tokens, one step needs %lld (ranks %d, batch %d, length %d); use "
-                         "more data or a smaller --batch or --seq",
-                         pattern.c_str(), static_cast<long long>(longest), static_cast<long long>(windows * T + 1), ranks,
-                         B, T);
+    if (!shuffle && longest < needed) {
+        throw user_error(
+            "%s: the longest shard has %lld tokens, one step needs %lld (ranks %d, batch %d, length %d); use "
+            "more data or a smaller --batch or --seq",
+            pattern.c_str(), static_cast<long long>(longest), static_cast<long long>(needed), ranks, B, T);
     }
     return loader;
 }
@@ -129,9 +131,10 @@ void loader_seek(Loader& loader, const LoaderPosition& at) {
                   at.token <= loader.shards[static_cast<size_t>(at.shard)].num_tokens;
     if (loader.shuffle) inside = at.epoch >= 0 && at.window >= 0 && at.window < loader.num_windows;
     if (!inside) {
-        throw user_error("the saved data position lies outside of %s and the %zu shards with it; resume with the same "
-                         "--train and --seq",
-                         loader.shards[0].path.c_str(), loader.shards.size() - 1);
+        throw user_error(
+            "the saved data position lies outside of %s and the %zu shards with it; resume with the same "
+            "--train and --seq",
+            loader.shards[0].path.c_str(), loader.shards.size() - 1);
     }
     loader.at = at;
 }

@@ -11,7 +11,7 @@
 
 #include "dataloader/shards.h"
 
-struct LoaderPosition {  // what state.json keeps
+struct LoaderPosition {             // what state.json keeps
     int64_t shard = 0, token = 0;   // --no-shuffle: where the next micro-step starts, if enough is left there
     int64_t epoch = 0, window = 0;  // --shuffle: the next window in this epoch's order
 };

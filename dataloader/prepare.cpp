@@ -19,7 +19,7 @@ constexpr int64_t block = 1 << 20;  // bytes read, tokens moved at a time
 
 // The shards of one split, filled one after the other.
 class Series {
-public:
+  public:
     Series(std::string prefix, int64_t vocab, int64_t shard_tokens)
         : prefix_(std::move(prefix)), vocab_(vocab), shard_tokens_(shard_tokens) {}
 
@@ -75,12 +75,13 @@ public:
             bool ours = name.size() == start.size() + 10 && name.compare(0, start.size(), start) == 0 &&
                         name.compare(name.size() - 4, 4, ".bin") == 0 &&
                         std::all_of(name.end() - 10, name.end() - 4, [](char c) { return c >= '0' && c <= '9'; });
-            if (ours && std::stoul(name.substr(start.size(), 6)) >= shards_.size()) paths.push_back(folder + "/" + name);
+            if (ours && std::stoul(name.substr(start.size(), 6)) >= shards_.size())
+                paths.push_back(join_path(folder, name));
         }
         return paths;
     }
 
-private:
+  private:
     std::string prefix_;
     int64_t vocab_, shard_tokens_, tokens_ = 0;
     std::vector<std::unique_ptr<ShardWriter>> shards_;
@@ -88,7 +89,7 @@ private:
 
 // Sends documents to one split or the other.
 class Splitter {
-public:
+  public:
     Splitter(const PrepareOptions& options, const Tokenizer& tokenizer)
         : train(options.out + "_train_", tokenizer.vocab_size(), options.shard_tokens),
           val(options.out + "_val_", tokenizer.vocab_size(), options.shard_tokens),
@@ -126,7 +127,7 @@ public:
     Series train, val;
     PrepareSummary summary;
 
-private:
+  private:
     void begin_document() {
         // Held out when half a document or more is lacking, taking it to be as long as those so far: then the error of
         // the split never adds up, and is half a document on average.
@@ -158,7 +159,9 @@ void refuse_compressed(const std::string& path, std::string_view start) {
         const char *name, *unpack;
     };
     using namespace std::string_view_literals;
-    static const Kind kinds[] = {{"\xFD"sv "7zXZ\0"sv, "xz", "xz -dc"},
+    static const Kind kinds[] = {{"\xFD"sv
+                                  "7zXZ\0"sv,
+                                  "xz", "xz -dc"},
                                  {"\x1F\x8B\x08"sv, "gzip", "gzip -dc"},
                                  {"\x28\xB5\x2F\xFD"sv, "zstd", "zstd -dc"},
                                  {"BZh"sv, "bzip2", "bzip2 -dc"},

@@ -40,7 +40,7 @@ PrepareSummary prepare(const PrepareOptions& options);
 
 // Finds separator lines in text that comes in pieces of any size.
 class DocumentSplitter {
-public:
+  public:
     using TextSink = std::function<void(std::string_view)>;
     using SeparatorSink = std::function<void()>;
     // separator: without newlines; the empty one makes every blank line a separator.
@@ -48,7 +48,7 @@ public:
     void feed(std::string_view piece);
     void finish();  // the input ends here; the next feed begins a new one
 
-private:
+  private:
     void no_separator();
     void flush();
     std::string separator_;

@@ -35,7 +35,8 @@ int64_t largest_token(const Shard& shard) {
     std::vector<int64_t> found(static_cast<size_t>(parts), 0);
     std::vector<std::thread> threads;
     auto part = [&](int64_t p) {
-        found[static_cast<size_t>(p)] = scan(shard.tokens, shard.num_tokens * p / parts, shard.num_tokens * (p + 1) / parts);
+        found[static_cast<size_t>(p)] =
+            scan(shard.tokens, shard.num_tokens * p / parts, shard.num_tokens * (p + 1) / parts);
     };
     for (int64_t p = 1; p < parts; p++) threads.emplace_back(part, p);
     part(0);
@@ -43,7 +44,9 @@ int64_t largest_token(const Shard& shard) {
     return *std::max_element(found.begin(), found.end());
 }
 
-std::string cache_path(const std::string& path) { return parent_folder(path) + "/." + base_name(path) + ".checked"; }
+std::string cache_path(const std::string& path) {
+    return parent_folder(path) + "/." + base_name(path) + ".checked";
+}
 
 bool cached_largest(const std::string& path, const MappedFile& file, int64_t& largest) {
     FILE* cache = fopen(cache_path(path).c_str(), "r");
@@ -101,9 +104,10 @@ Shard open_shard(const std::string& path, int vocab) {
     shard.mapping = file.owner;
     int64_t needed = static_cast<int64_t>(header_bytes) + shard.num_tokens * shard.token_bytes;
     if (count < 0 || needed != static_cast<int64_t>(file.size)) {
-        throw user_error("%s: has %zu bytes where its header (%d tokens) needs %lld; it was cut short or damaged, fetch "
-                         "or make it again",
-                         path.c_str(), file.size, count, static_cast<long long>(needed));
+        throw user_error(
+            "%s: has %zu bytes where its header (%d tokens) needs %lld; it was cut short or damaged, fetch "
+            "or make it again",
+            path.c_str(), file.size, count, static_cast<long long>(needed));
     }
     int64_t largest = -1;
     if (!cached_largest(path, file, largest)) {
@@ -111,9 +115,10 @@ Shard open_shard(const std::string& path, int vocab) {
         cache_largest(path, file, largest);
     }
     if (largest >= vocab) {
-        throw user_error("%s: holds token %lld, but the vocabulary has %d; use shards of the model's tokenizer or set "
-                         "--vocab",
-                         path.c_str(), static_cast<long long>(largest), vocab);
+        throw user_error(
+            "%s: holds token %lld, but the vocabulary has %d; use shards of the model's tokenizer or set "
+            "--vocab",
+            path.c_str(), static_cast<long long>(largest), vocab);
     }
     return shard;
 }
@@ -126,6 +131,7 @@ std::vector<Shard> shards_open(const std::string& pattern, int vocab) {
         throw user_error("%s: no token shard matches; check the path, or make shards with tokenize", pattern.c_str());
     }
     std::vector<Shard> shards;
+    shards.reserve(paths.size());
     for (const std::string& path : paths) shards.push_back(open_shard(path, vocab));
     return shards;
 }
@@ -142,7 +148,9 @@ ShardWriter::ShardWriter(const std::string& path, int64_t vocab)
     file_.write(zeros, header_bytes);
 }
 
-int64_t ShardWriter::num_tokens() const { return (file_.size() - static_cast<int64_t>(header_bytes)) / token_bytes_; }
+int64_t ShardWriter::num_tokens() const {
+    return (file_.size() - static_cast<int64_t>(header_bytes)) / token_bytes_;
+}
 
 void ShardWriter::append(const uint32_t* tokens, int64_t count) {
     CHECK(num_tokens() + count <= INT32_MAX);

@@ -51,7 +51,8 @@ TokenizerPtr tokenizer_create(const std::string& name) {
         throw user_error("tokenizer '%s': this build has no BPE tokenizer; use 'bytes', the only one it knows",
                          printable(name).c_str());
     }
-    throw user_error("tokenizer '%s' is not known; use 'bytes', the only one this build knows", printable(name).c_str());
+    throw user_error("tokenizer '%s' is not known; use 'bytes', the only one this build knows",
+                     printable(name).c_str());
 }
 
 TokenizerPtr tokenizer_load(const std::string& path) {
@@ -68,8 +69,9 @@ TokenizerPtr tokenizer_load(const std::string& path) {
     TokenizerPtr tokenizer = tokenizer_create(kind);
     auto differs = [&](const char* key, int ours) { return parsed.contains(key) && parsed[key] != ours; };
     if (differs("vocab_size", tokenizer->vocab_size()) || differs("eot_token", tokenizer->eot())) {
-        throw user_error("%s: does not describe the tokenizer '%s' (%d tokens, end of text %d); make it again with tokenize",
-                         path.c_str(), kind.c_str(), tokenizer->vocab_size(), tokenizer->eot());
+        throw user_error(
+            "%s: does not describe the tokenizer '%s' (%d tokens, end of text %d); make it again with tokenize",
+            path.c_str(), kind.c_str(), tokenizer->vocab_size(), tokenizer->eot());
     }
     if (parsed.contains("separator") && parsed["separator"].is_string()) {
         tokenizer->separator = parsed["separator"].get<std::string>();
@@ -100,7 +102,7 @@ std::string tokenizer_beside(const std::string& shard_path) {
 std::string tokenizer_in(const std::string& folder) {
     for (const std::string& name : list_folder(folder)) {
         if (name.size() < 14 || name.compare(name.size() - 14, 14, "tokenizer.json") != 0) continue;
-        std::string path = folder + "/" + name;
+        std::string path = join_path(folder, name);
         if (file_exists(path) && !object_in(path).is_null()) return path;
     }
     return "";

@@ -15,8 +15,8 @@ struct Tokenizer {
     virtual std::string kind() const = 0;
     virtual int vocab_size() const = 0;
     virtual int eot() const = 0;  // the token that ends a text
-    // Appends the tokens of `text`. Encoding text piece by piece, cut at ends of lines or documents, is the caller's risk
-    // for every kind but `bytes`. Separator lines mean nothing here: see dataloader/prepare.h.
+    // Appends the tokens of `text`. Encoding text piece by piece, cut at ends of lines or documents, is the caller's
+    // risk for every kind but `bytes`. Separator lines mean nothing here: see dataloader/prepare.h.
     virtual void encode(std::string_view text, std::vector<int>& tokens) const = 0;
     // Appends a token's bytes; a token that is none (padding of the vocabulary) adds nothing.
     virtual void decode(int token, std::string& text) const = 0;

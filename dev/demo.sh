@@ -23,7 +23,6 @@ echo "== evaluation"
 python3 dev/data/val_text.py "$data" > "$data/austen_val.txt"
 OMP_WAIT_POLICY=passive build/eval_gpt2 --model "$out" --task ppl="$data/austen_val.txt" --json "$out/eval.json"
 echo "== a sample"
-OMP_WAIT_POLICY=passive build/sample_gpt2 --model "$out" --prompt "It was a truth" --tokens 300 --temperature 0.8
+OMP_WAIT_POLICY=passive build/sample_gpt2 --model "$out" --prompt "It was a truth" --tokens 300 --temperature 0.8 | tee "$out/sample.txt"
 echo
-python3 dev/report/curve.py "$out/log.jsonl" --out "$out/loss.html"
-echo "the loss curve: $out/loss.html"
+python3 dev/report/curve.py "$out" -o "$out/loss.html" --sample "$out/sample.txt"

@@ -24,6 +24,9 @@ LoadedModel load_model(const std::string& dir, int B) {
     const Registry& registry = model_registry(*loaded.model);
     std::vector<float> weights(static_cast<size_t>(registry.arena));
     weights_read(loaded.folder, registry, weights.data());
-    model_write_master(*loaded.model, weights.data(), 0, 0);
+    // A bf16 build rounds the weights as the run did after its last update, so that its numbers come out again.
+    RunState state;
+    if (file_exists(loaded.folder + "/state.json")) state = checkpoint_read_state(loaded.folder);
+    model_write_master(*loaded.model, weights.data(), state.seed, static_cast<uint64_t>(state.step));
     return loaded;
 }

@@ -44,10 +44,20 @@ void draw_bar(const Log& log) {
            std::string(static_cast<size_t>(width - filled), '.').c_str(), tail.c_str());
 }
 
+// Text of a model that may say anything: line ends are shown, other control characters must not reach the terminal.
 std::string one_line(const std::string& text) {
     std::string line;
-    for (char c : text) line += c == '\n' ? std::string("\\n") : std::string(1, c);
+    for (char c : text) {
+        if (c == '\n') line += "\\n";
+        else line += (c >= 0 && c < ' ') || c == 127 ? '.' : c;
+    }
     return line;
+}
+
+// An option's value as what it is: a number, true or false, else text.
+ordered_json typed(const std::string& value) {
+    const ordered_json parsed = ordered_json::parse(value, nullptr, false);
+    return parsed.is_number() || parsed.is_boolean() ? parsed : ordered_json(value);
 }
 
 }  // namespace
@@ -112,7 +122,7 @@ void log_line(Log& log, const std::string& text) {
 
 void log_start(Log& log, const StartRecord& start) {
     ordered_json settings = ordered_json::object();
-    for (const auto& [name, value] : start.settings) settings[name] = value;
+    for (const auto& [name, value] : start.settings) settings[name] = typed(value);
     const Machine& machine = start.machine;
     ordered_json event = {{"event", "start"},
                           {"version", version()},

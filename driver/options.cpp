@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstdio>
 
@@ -319,7 +320,10 @@ Schedule options_schedule(const TrainOptions& o) {
 
 std::vector<std::pair<std::string, std::string>> option_values(const TrainOptions& o) {
     const Schedule s = options_schedule(o);
-    auto number = [](double value) { return format("%.17g", value); };
+    auto number = [](double value) {  // the shortest text that reads back as the same number
+        char text[32];
+        return std::string(text, std::to_chars(text, text + sizeof(text), value).ptr);
+    };
     auto joined = [](const std::vector<std::string>& list) {
         std::string text;
         for (const std::string& item : list) text += (text.empty() ? "" : " ") + item;
@@ -351,5 +355,11 @@ std::vector<std::pair<std::string, std::string>> option_values(const TrainOption
             {"decay-steps", o.schedule == "wsd" ? std::to_string(s.decay_steps) : ""},
             {"wsd-shape", o.schedule == "wsd" ? wsd_shape_names()[static_cast<size_t>(s.shape)] : ""},
             {"val-every", std::to_string(o.val_every.value_or(0))},
-            {"val-batches", std::to_string(o.val_batches.value_or(0))}};
+            {"val-batches", std::to_string(o.val_batches.value_or(0))},
+            {"eval", joined(o.eval)},
+            {"eval-every", std::to_string(o.eval_every.value_or(0))},
+            {"sample-every", std::to_string(o.sample_every)},
+            {"prompt", o.prompt.value_or("")},
+            {"save-every", std::to_string(o.save_every)},
+            {"keep", std::to_string(o.keep)}};
 }

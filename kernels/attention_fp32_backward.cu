@@ -88,18 +88,8 @@ __device__ __forceinline__ void add_to_query_gradient(float* dq, const typename 
     Wide acc[TILE_ROWS];
 #pragma unroll
     for (int i = 0; i < TILE_ROWS; i++) {
-        float x[TILE_COLS] = {};
-        if (!fresh && r + i < rows) {
-            const float* from = dq + (q0 + r + i) * s.stride() + c;
-#pragma unroll
-            for (int e = 0; e < TILE_COLS; e += 4) {
-                if (c + e < s.HS) {
-                    const Pack<float> pack = load_pack(from + e);
-#pragma unroll
-                    for (int j = 0; j < 4; j++) x[e + j] = pack[j];
-                }
-            }
-        }
+        float x[TILE_COLS];
+        load_sixteen(x, dq + (q0 + r + i) * s.stride() + c, !fresh && r + i < rows ? s.HS - c : 0);
         acc[i] = wide_from_array(x);
     }
     multiply(acc, shared.ds + r * PS, PS, shared.k + c, D, visible < BK ? visible : BK);
@@ -151,7 +141,9 @@ __global__ void __launch_bounds__(Tile::THREADS)
                                             (of_key ? shared.q : shared.dout) + c, QS, first > 0 ? first : 0, rows);
                 }
                 if (FUSED) add_to_query_gradient<Tile>(dqkv + s.query(b, h), shared, q0, rows, k0, k0 == 0, s);
-                __syncthreads();
+                // The next tile is loaded over this one. (In a fused block the last pair of the last key tile comes last.)
+                const bool last = h == (kv + 1) * s.group() - 1 && q0 + BQ >= s.T && k0 + step >= s.T;
+                if (!last) __syncthreads();
             }
         }
 #pragma unroll
@@ -197,7 +189,7 @@ __global__ void __launch_bounds__(Tile::THREADS)
         const int visible = q0 + r + TILE_ROWS - k0;  // a multiple of 4
         if (r < rows && c < s.HS && visible > 0)
             multiply(acc, shared.ds + r * PS, PS, shared.k + c, D, visible < BK ? visible : BK);
-        __syncthreads();
+        if (k0 + BK < q0 + rows) __syncthreads();
     }
 #pragma unroll
     for (int i = 0; i < TILE_ROWS; i++) {

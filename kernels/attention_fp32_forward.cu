@@ -31,7 +31,8 @@ struct ForwardTile {
         alignas(16) float kt[D * BK];
         alignas(16) float v[BK * D];
         alignas(16) float p[BQ * PS];
-        float factor[BQ];
+        float factor[BQ];   // by what a row's unfinished output is to be multiplied
+        float inverse[BQ];  // 1 / the row's sum so far
     };
 };
 
@@ -129,6 +130,7 @@ __global__ void __launch_bounds__(THREADS)
             float factor = 1.0f;
             if (visible > 0) factor = softmax_row(shared.p + t * PS, visible < BK ? visible : BK, s.scale, maximum, sum);
             shared.factor[t] = factor;
+            shared.inverse[t] = 1.0f / sum;
         }
         __syncthreads();
 #pragma unroll
@@ -142,14 +144,10 @@ __global__ void __launch_bounds__(THREADS)
                 multiply(o[u], shared.p + r * PS, PS, shared.v + c, D, visible < BK ? visible : BK);
             }
         }
-        __syncthreads();
+        if (k0 + BK < q0 + rows) __syncthreads();  // the next tile is loaded over this one
     }
 
-    if (t < rows) {
-        shared.factor[t] = 1.0f / sum;
-        lse[s.row(b, h) + q0 + t] = maximum + logf(sum);
-    }
-    __syncthreads();
+    if (t < rows) lse[s.row(b, h) + q0 + t] = maximum + logf(sum);
 #pragma unroll
     for (int u = 0; u < Tile::OUT_PER_THREAD; u++) {
         const int i = t + u * THREADS;
@@ -157,7 +155,7 @@ __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int j = 0; j < TILE_ROWS; j++) {
             if (r + j < rows && c < s.HS) {
-                wide_scale(o[u][j], shared.factor[r + j]);
+                wide_scale(o[u][j], shared.inverse[r + j]);
                 store_row(out + s.out(b, h) + (q0 + r + j) * s.out_stride(), o[u][j], c, s.HS);
             }
         }

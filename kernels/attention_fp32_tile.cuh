@@ -60,17 +60,33 @@ __device__ __forceinline__ void load_rows(float* tile, const float* from, int64_
     }
 }
 
-// tile (D,COLS) = from^T: column j is row j of from (valid,HS); zero beyond `valid`.
+// x = from[0..15], zero from `left` on (a multiple of 4).
+__device__ __forceinline__ void load_sixteen(float (&x)[TILE_COLS], const float* from, int left) {
+    if (left >= TILE_COLS) {
+        wide_to_array(x, wide_load(from));
+        return;
+    }
+#pragma unroll
+    for (int e = 0; e < TILE_COLS; e += 4) {
+        Pack<float> pack = {};
+        if (e < left) pack = load_pack(from + e);
+#pragma unroll
+        for (int j = 0; j < 4; j++) x[e + j] = pack[j];
+    }
+}
+
+// tile (D,COLS) = from^T: column j is row j of from (valid,HS); zero beyond `valid`. A thread takes 16 channels, a cache
+// line, at a time: the fewer instructions between two lines, the more of them are on their way at once.
 template <int THREADS, int COLS, int D>
 __device__ __forceinline__ void load_transposed(float* tile, const float* from, int64_t stride, int valid, int HS) {
-#pragma unroll 2
-    for (int i = static_cast<int>(threadIdx.x); i < COLS * (D / 4); i += THREADS) {
-        const int j = i % COLS, c = i / COLS * 4;
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < COLS * (D / TILE_COLS); i += THREADS) {
+        const int j = i % COLS, c = i / COLS * TILE_COLS;
         if (c >= HS) break;
-        Pack<float> pack = {};
-        if (j < valid) pack = load_pack(from + j * stride + c);
+        float x[TILE_COLS];
+        load_sixteen(x, from + j * stride + c, j < valid ? HS - c : 0);
 #pragma unroll
-        for (int e = 0; e < 4; e++) tile[(c + e) * COLS + j] = pack[e];
+        for (int e = 0; e < TILE_COLS; e++) tile[(c + e) * COLS + j] = x[e];
     }
 }
 

@@ -159,6 +159,7 @@ struct Meeting {
     static void pause() { std::this_thread::sleep_for(std::chrono::milliseconds(5)); }
 
     void lead(const std::string& data) const {
+        make_folder();
         const size_t size = static_cast<size_t>(launch.size);
         std::vector<std::string> nonces(size);
         std::vector<bool> gone(size, false);

@@ -29,7 +29,7 @@
 constexpr int MAX_ROW_THREADS = 512;   // threads that share one row
 constexpr int ROW_BLOCK_THREADS = 256;  // a block takes several rows up to this
 constexpr int MAX_BLOCK_ROWS = ROW_BLOCK_THREADS / WARP;
-constexpr int WIDE_PACKS = 16 / PackX::size;  // packs per thread for rows that MAX_ROW_THREADS packs do not hold
+constexpr int WIDE_PACKS = 16 / PackX::size;  // packs per thread where one is too few: see row_grid
 constexpr int MAX_ROW_CHANNELS = MAX_ROW_THREADS * WIDE_PACKS * PackX::size;
 constexpr int MAX_ROW_SUMS = 4;      // values that one lane.sum() can add
 constexpr int MAX_SCALAR_SUMS = 4;  // scalar parameters of a rule
@@ -374,11 +374,20 @@ struct RowGrid {
     dim3 block;
     int max_blocks;
 };
+// One pack per thread keeps most threads busy and spills nowhere. Several are needed when a row is longer than
+// MAX_ROW_THREADS packs; and they pay where a multiprocessor holds no more than one block's worth of threads, so that a
+// reduction costs time for each thread in it instead of being hidden behind other blocks.
 inline RowGrid row_grid(int C) {
+    static const bool few_threads = [] {
+        int device = 0, resident = 0;
+        CUDA_CHECK(cudaGetDevice(&device));
+        CUDA_CHECK(cudaDeviceGetAttribute(&resident, cudaDevAttrMaxThreadsPerMultiProcessor, device));
+        return resident <= 1024;
+    }();
     CHECK(C > 0 && C % PackX::size == 0 && C <= MAX_ROW_CHANNELS);
     RowGrid grid;
     int packs = C / PackX::size;
-    grid.wide = packs > MAX_ROW_THREADS;
+    grid.wide = packs > MAX_ROW_THREADS || (few_threads && packs > WARP);
     int threads = static_cast<int>(round_up(ceil_div(packs, grid.wide ? WIDE_PACKS : 1), WARP));
     int rows = threads < ROW_BLOCK_THREADS ? ROW_BLOCK_THREADS / threads : 1;
     grid.block = dim3(threads, rows);

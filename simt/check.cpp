@@ -2,8 +2,8 @@
 //
 // Kernels are compiled with -fsanitize=thread, so that every load and store calls a hook (tsan_hooks.cpp), which comes
 // here. Device memory has a shadow byte per byte: not ours, allocated, written. Shared memory has a cell per byte that
-// remembers who wrote and who read it last, and when. "When" is the number of the block barrier before it and, among lanes
-// of one warp, the number of the __syncwarp: two accesses by different threads, one of them a write, with the
+// remembers who wrote and who read it last, and when. "When" is the number of the block barrier before it and, among
+// lanes of one warp, the number of the __syncwarp: two accesses by different threads, one of them a write, with the
 // same block number and without a __syncwarp that both lanes took part in, are a race, in whatever order they happened.
 #ifdef SIMT_CHECK
 
@@ -64,8 +64,12 @@ const char* const text_base = [] {
     extern const char here asm("__executable_start");
     return &here;
 }();
-uint32_t pack_pc(const void* pc) { return static_cast<uint32_t>(static_cast<const char*>(pc) - text_base); }
-const void* unpack_pc(uint32_t pc) { return text_base + pc; }
+uint32_t pack_pc(const void* pc) {
+    return static_cast<uint32_t>(static_cast<const char*>(pc) - text_base);
+}
+const void* unpack_pc(uint32_t pc) {
+    return text_base + pc;
+}
 
 // Asking for a line is slow; barriers at several addresses ask again and again.
 const std::string& line_of(const void* pc) {
@@ -77,8 +81,12 @@ const std::string& line_of(const void* pc) {
     return found->second;
 }
 
-std::string at(const void* pc) { return "\n  at " + line_of(pc); }
-std::string where(const void* pc) { return "\n  in " + place(self.thread) + at(pc); }
+std::string at(const void* pc) {
+    return "\n  at " + line_of(pc);
+}
+std::string where(const void* pc) {
+    return "\n  in " + place(self.thread) + at(pc);
+}
 
 std::string waits(unsigned thread) {
     const Waiting& w = checker->waiting[thread];
@@ -146,6 +154,14 @@ void check_exit(unsigned thread) {
     Checker& c = *checker;
     const Block& block = *self.block;
     if (c.first_exited == kNobody) c.first_exited = thread;
+    const Warp& warp = *self.warp;
+    for (uint32_t m = warp.at_warp; m; m &= m - 1) {
+        unsigned other = thread - self.lane + static_cast<unsigned>(__builtin_ctz(m));
+        if (c.waiting[other].mask >> self.lane & 1)
+            report(std::string(c.waiting[other].op) + ": the mask names thread " + thread_name(thread) +
+                   ", which has returned from the kernel; " + waits(other) + "\n  in " + place(other) +
+                   at(c.waiting[other].pc));
+    }
     if (block.waiting)
         report("divergent barrier: thread " + thread_name(thread) + " returns from the kernel, but " +
                waits(c.first_at_barrier) + where(c.waiting[c.first_at_barrier].pc));
@@ -195,7 +211,9 @@ void check_warp_synced(Warp& warp, uint32_t mask) {
     }
 }
 
-void check_block_synced(Block&) { checker->epoch++; }
+void check_block_synced(Block&) {
+    checker->epoch++;
+}
 
 void block_begins(Block& block) {
     if (!checker) {
@@ -227,9 +245,9 @@ std::string shared_place(size_t offset, size_t bytes) {
 
 void race(const char* what, unsigned other, const char* did, uint32_t other_pc, size_t offset, size_t bytes,
           const void* pc) {
-    report("race: thread " + thread_name(self.thread) + " " + what + " " + shared_place(offset, bytes) +
-           ", thread " + thread_name(other) + " " + did + " it at " + line_of(unpack_pc(other_pc)) +
-           ", no barrier between" + where(pc));
+    report("race: thread " + thread_name(self.thread) + " " + what + " " + shared_place(offset, bytes) + ", thread " +
+           thread_name(other) + " " + did + " it at " + line_of(unpack_pc(other_pc)) + ", no barrier between" +
+           where(pc));
 }
 
 // True if the access of `other` at `lane_epoch`, in the same block epoch, happened before what the running lane does.
@@ -290,7 +308,8 @@ void write_shared(uintptr_t p, size_t bytes, const void* pc) {
                 other = cell.other_reader;
                 ordered = !cell.other_warp && ordered_after(c, other, cell.read_lane);
             }
-            if (!ordered) [[unlikely]] race("writes", other, "read", cell.read_pc, offset + i, bytes, pc);
+            if (!ordered) [[unlikely]]
+                race("writes", other, "read", cell.read_pc, offset + i, bytes, pc);
         }
         cell.writer = me;
         cell.write_epoch = c.epoch;
@@ -315,7 +334,7 @@ namespace {
 enum : unsigned char { kForeign = 0, kFresh = 1, kWritten = 2 };
 
 constexpr size_t kArenaBytes = size_t{1} << 38;  // addresses, not memory
-constexpr size_t kGap = 256;                    // between allocations: what runs over an end is seen
+constexpr size_t kGap = 256;                     // between allocations: what runs over an end is seen
 std::mutex arena_mutex;
 std::map<uintptr_t, size_t> arena_blocks;  // start, bytes
 uintptr_t arena_next = 0;
@@ -333,7 +352,9 @@ std::string device_place(uintptr_t p, size_t bytes) {
     return text;
 }
 
-std::string scene(const void* pc) { return self.block ? where(pc) : std::string(", by host code") + at(pc); }
+std::string scene(const void* pc) {
+    return self.block ? where(pc) : std::string(", by host code") + at(pc);
+}
 void fault(const std::string& text) {
     if (self.block) report(text);
     report_from_host(text);
@@ -342,7 +363,8 @@ void fault(const std::string& text) {
 void read_device(uintptr_t p, size_t bytes, const void* pc) {
     const unsigned char* shadow = arena.shadow + (p - arena.base);
     for (size_t i = 0; i < bytes; i++) {
-        if (shadow[i] == kWritten) [[likely]] continue;
+        if (shadow[i] == kWritten) [[likely]]
+            continue;
         if (shadow[i] == kForeign) return fault("out of bounds: reads " + device_place(p, bytes) + scene(pc));
         return fault("uninitialised: reads " + device_place(p, bytes) + ", which nobody has written" + scene(pc));
     }
@@ -357,15 +379,19 @@ void write_device(uintptr_t p, size_t bytes, const void* pc) {
     }
 }
 
-bool in_arena(const void* p) { return reinterpret_cast<uintptr_t>(p) - arena.base < arena.bytes; }
+bool in_arena(const void* p) {
+    return reinterpret_cast<uintptr_t>(p) - arena.base < arena.bytes;
+}
 
 }  // namespace
 
 void* check_allocate(size_t bytes) {
     std::lock_guard lock(arena_mutex);
     if (!arena.bytes) {
-        void* memory = mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        void* shadow = mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        void* memory =
+            mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        void* shadow =
+            mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (memory == MAP_FAILED || shadow == MAP_FAILED) return nullptr;
         arena.base = arena_next = reinterpret_cast<uintptr_t>(memory);
         arena.shadow = static_cast<unsigned char*>(shadow);
@@ -403,15 +429,19 @@ void check_copy(void* to, const void* from, size_t bytes) {
     auto source = reinterpret_cast<uintptr_t>(from);
     if (in_arena(from)) {
         const unsigned char* shadow = arena.shadow + (source - arena.base);
-        if (memchr(shadow, kForeign, bytes)) return fault("out of bounds: copies " + device_place(source, bytes) + scene(pc));
+        if (memchr(shadow, kForeign, bytes))
+            return fault("out of bounds: copies " + device_place(source, bytes) + scene(pc));
     }
     if (!in_arena(to)) return;
     auto target = reinterpret_cast<uintptr_t>(to);
     unsigned char* shadow = arena.shadow + (target - arena.base);
-    if (memchr(shadow, kForeign, bytes)) return fault("out of bounds: copies to " + device_place(target, bytes) + scene(pc));
+    if (memchr(shadow, kForeign, bytes))
+        return fault("out of bounds: copies to " + device_place(target, bytes) + scene(pc));
     // Bytes nobody wrote stay so in the copy.
-    if (in_arena(from)) memmove(shadow, arena.shadow + (source - arena.base), bytes);
-    else memset(shadow, kWritten, bytes);
+    if (in_arena(from))
+        memmove(shadow, arena.shadow + (source - arena.base), bytes);
+    else
+        memset(shadow, kWritten, bytes);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -419,13 +449,17 @@ void check_copy(void* to, const void* from, size_t bytes) {
 
 void check_read(const void* p, size_t bytes, const void* pc) {
     auto a = reinterpret_cast<uintptr_t>(p);
-    if (a - arena.base < arena.bytes) read_device(a, bytes, pc);
-    else if (is_shared(a)) read_shared(a, bytes, pc);
+    if (a - arena.base < arena.bytes)
+        read_device(a, bytes, pc);
+    else if (is_shared(a))
+        read_shared(a, bytes, pc);
 }
 void check_write(const void* p, size_t bytes, const void* pc) {
     auto a = reinterpret_cast<uintptr_t>(p);
-    if (a - arena.base < arena.bytes) write_device(a, bytes, pc);
-    else if (is_shared(a)) write_shared(a, bytes, pc);
+    if (a - arena.base < arena.bytes)
+        write_device(a, bytes, pc);
+    else if (is_shared(a))
+        write_shared(a, bytes, pc);
 }
 // Atomics never race with each other; what they add to must have been written.
 void check_atomic(const void* p, size_t bytes, bool reads, const void* pc) {
@@ -447,8 +481,12 @@ void check_atomic(const void* p, size_t bytes, bool reads, const void* pc) {
     }
 }
 
-void note_read(const void* p, size_t bytes) { check_read(p, bytes, __builtin_return_address(0)); }
-void note_written(const void* p, size_t bytes) { check_write(p, bytes, __builtin_return_address(0)); }
+void note_read(const void* p, size_t bytes) {
+    check_read(p, bytes, __builtin_return_address(0));
+}
+void note_written(const void* p, size_t bytes) {
+    check_write(p, bytes, __builtin_return_address(0));
+}
 
 }  // namespace simt
 

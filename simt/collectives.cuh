@@ -23,11 +23,15 @@ template <class Op, unsigned N>
 SIMT_INLINE float fold(const float* v) {
     float t[N / 2];
     for (unsigned i = 0; i < N / 2; i++) t[i] = Op::of(v[i], v[i + N / 2]);
-    if constexpr (N == 2) return t[0];
-    else return fold<Op, N / 2>(t);
+    if constexpr (N == 2)
+        return t[0];
+    else
+        return fold<Op, N / 2>(t);
 }
 
-SIMT_INLINE unsigned power_of_two_from(unsigned n) { return n <= 1 ? 1 : 1u << (32 - __builtin_clz(n - 1)); }
+SIMT_INLINE unsigned power_of_two_from(unsigned n) {
+    return n <= 1 ? 1 : 1u << (32 - __builtin_clz(n - 1));
+}
 
 // Partial results of `count` warps, as the GPU's second step folds them.
 template <class Op>
@@ -45,7 +49,8 @@ SIMT_INLINE void warp_fold(const char* name, float (&v)[K]) {
     static_assert(K >= 1 && K <= static_cast<int>(kMaxValues), "too many values for one collective");
     Warp& warp = *self.warp;
     check_arrive(name, kFullMask);
-    if (warp.alive != kFullMask) [[unlikely]] die("%s needs all 32 lanes of the warp", name);
+    if (warp.alive != kFullMask) [[unlikely]]
+        die("%s needs all 32 lanes of the warp", name);
     unsigned lane = self.lane;
     for (int k = 0; k < K; k++) warp.value[k][lane] = v[k];
     if (warp_arrive(warp, kFullMask)) {
@@ -82,8 +87,10 @@ SIMT_INLINE void group_fold(const char* name, float (&v)[K], unsigned group, flo
 
 template <class Op, int K>
 SIMT_INLINE void row_fold(const char* name, float (&v)[K], float* scratch) {
-    if (blockDim.x == kWarp) warp_fold<Op>(name, v);
-    else group_fold<Op>(name, v, blockDim.x / kWarp, scratch, static_cast<size_t>(K) * kWarp * blockDim.y);
+    if (blockDim.x == kWarp)
+        warp_fold<Op>(name, v);
+    else
+        group_fold<Op>(name, v, blockDim.x / kWarp, scratch, static_cast<size_t>(K) * kWarp * blockDim.y);
 }
 
 double block_sum_double(double value, double* scratch);
@@ -138,4 +145,6 @@ SIMT_INLINE float block_max(float v, float* scratch) {
     simt::group_fold<simt::Max>("block_max", t, simt::self.block->num_warps, scratch, 32);
     return t[0];
 }
-SIMT_INLINE double block_sum(double v, double* scratch) { return simt::block_sum_double(v, scratch); }
+SIMT_INLINE double block_sum(double v, double* scratch) {
+    return simt::block_sum_double(v, scratch);
+}

@@ -37,7 +37,9 @@ constexpr __forceinline__ __nv_bfloat16 __float2bfloat16_rn(float a) {
     return __nv_bfloat16_raw{static_cast<unsigned short>(magnitude > 0x7f800000u ? 0x7fffu : rounded)};
 }
 constexpr __nv_bfloat16::__nv_bfloat16(float f) : __x(__float2bfloat16_rn(f).__x) {}
-constexpr __forceinline__ __nv_bfloat16 __float2bfloat16(float a) { return __float2bfloat16_rn(a); }
+constexpr __forceinline__ __nv_bfloat16 __float2bfloat16(float a) {
+    return __float2bfloat16_rn(a);
+}
 constexpr __forceinline__ __nv_bfloat16 __float2bfloat16_rz(float a) {
     unsigned bits = __builtin_bit_cast(unsigned, a);
     return __nv_bfloat16_raw{static_cast<unsigned short>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fffu : bits >> 16)};
@@ -54,15 +56,23 @@ __forceinline__ __nv_bfloat16 __double2bfloat16(double a) {
     }
     return __float2bfloat16_rn(f);
 }
-constexpr __forceinline__ unsigned short __bfloat16_as_ushort(__nv_bfloat16 a) { return a.__x; }
-constexpr __forceinline__ short __bfloat16_as_short(__nv_bfloat16 a) { return static_cast<short>(a.__x); }
-constexpr __forceinline__ __nv_bfloat16 __ushort_as_bfloat16(unsigned short x) { return __nv_bfloat16_raw{x}; }
+constexpr __forceinline__ unsigned short __bfloat16_as_ushort(__nv_bfloat16 a) {
+    return a.__x;
+}
+constexpr __forceinline__ short __bfloat16_as_short(__nv_bfloat16 a) {
+    return static_cast<short>(a.__x);
+}
+constexpr __forceinline__ __nv_bfloat16 __ushort_as_bfloat16(unsigned short x) {
+    return __nv_bfloat16_raw{x};
+}
 
-#define SIMT_BF16(op)                                                                                   \
-    constexpr __forceinline__ __nv_bfloat16 operator op(__nv_bfloat16 a, __nv_bfloat16 b) {             \
-        return __float2bfloat16_rn(__bfloat162float(a) op __bfloat162float(b));                         \
-    }                                                                                                   \
-    constexpr __forceinline__ __nv_bfloat16& operator op##=(__nv_bfloat16& a, __nv_bfloat16 b) { return a = a op b; }
+#define SIMT_BF16(op)                                                                            \
+    constexpr __forceinline__ __nv_bfloat16 operator op(__nv_bfloat16 a, __nv_bfloat16 b) {      \
+        return __float2bfloat16_rn(__bfloat162float(a) op __bfloat162float(b));                  \
+    }                                                                                            \
+    constexpr __forceinline__ __nv_bfloat16& operator op##=(__nv_bfloat16& a, __nv_bfloat16 b) { \
+        return a = a op b;                                                                       \
+    }
 SIMT_BF16(+)
 SIMT_BF16(-)
 SIMT_BF16(*)
@@ -71,9 +81,9 @@ SIMT_BF16(/)
 constexpr __forceinline__ __nv_bfloat16 operator-(__nv_bfloat16 a) {
     return __nv_bfloat16_raw{static_cast<unsigned short>(a.__x ^ 0x8000u)};
 }
-#define SIMT_BF16(op)                                                                       \
-    constexpr __forceinline__ bool operator op(__nv_bfloat16 a, __nv_bfloat16 b) {          \
-        return __bfloat162float(a) op __bfloat162float(b);                                  \
+#define SIMT_BF16(op)                                                              \
+    constexpr __forceinline__ bool operator op(__nv_bfloat16 a, __nv_bfloat16 b) { \
+        return __bfloat162float(a) op __bfloat162float(b);                         \
     }
 SIMT_BF16(==)
 SIMT_BF16(!=)
@@ -83,11 +93,21 @@ SIMT_BF16(<=)
 SIMT_BF16(>=)
 #undef SIMT_BF16
 
-constexpr __forceinline__ __nv_bfloat16 __hadd(__nv_bfloat16 a, __nv_bfloat16 b) { return a + b; }
-constexpr __forceinline__ __nv_bfloat16 __hsub(__nv_bfloat16 a, __nv_bfloat16 b) { return a - b; }
-constexpr __forceinline__ __nv_bfloat16 __hmul(__nv_bfloat16 a, __nv_bfloat16 b) { return a * b; }
-constexpr __forceinline__ __nv_bfloat16 __hneg(__nv_bfloat16 a) { return -a; }
-constexpr __forceinline__ bool __hisnan(__nv_bfloat16 a) { return (a.__x & 0x7fff) > 0x7f80; }
+constexpr __forceinline__ __nv_bfloat16 __hadd(__nv_bfloat16 a, __nv_bfloat16 b) {
+    return a + b;
+}
+constexpr __forceinline__ __nv_bfloat16 __hsub(__nv_bfloat16 a, __nv_bfloat16 b) {
+    return a - b;
+}
+constexpr __forceinline__ __nv_bfloat16 __hmul(__nv_bfloat16 a, __nv_bfloat16 b) {
+    return a * b;
+}
+constexpr __forceinline__ __nv_bfloat16 __hneg(__nv_bfloat16 a) {
+    return -a;
+}
+constexpr __forceinline__ bool __hisnan(__nv_bfloat16 a) {
+    return (a.__x & 0x7fff) > 0x7f80;
+}
 
 struct alignas(4) __nv_bfloat162 {
     __nv_bfloat16 x, y;
@@ -96,23 +116,45 @@ struct alignas(4) __nv_bfloat162 {
 };
 using nv_bfloat162 = __nv_bfloat162;
 
-constexpr __forceinline__ __nv_bfloat162 __halves2bfloat162(__nv_bfloat16 a, __nv_bfloat16 b) { return {a, b}; }
-constexpr __forceinline__ __nv_bfloat162 __bfloat162bfloat162(__nv_bfloat16 a) { return {a, a}; }
+constexpr __forceinline__ __nv_bfloat162 __halves2bfloat162(__nv_bfloat16 a, __nv_bfloat16 b) {
+    return {a, b};
+}
+constexpr __forceinline__ __nv_bfloat162 __bfloat162bfloat162(__nv_bfloat16 a) {
+    return {a, a};
+}
 constexpr __forceinline__ __nv_bfloat162 __floats2bfloat162_rn(float a, float b) {
     return {__float2bfloat16_rn(a), __float2bfloat16_rn(b)};
 }
-constexpr __forceinline__ __nv_bfloat162 __float2bfloat162_rn(float a) { return __floats2bfloat162_rn(a, a); }
-constexpr __forceinline__ __nv_bfloat162 __float22bfloat162_rn(float2 a) { return __floats2bfloat162_rn(a.x, a.y); }
+constexpr __forceinline__ __nv_bfloat162 __float2bfloat162_rn(float a) {
+    return __floats2bfloat162_rn(a, a);
+}
+constexpr __forceinline__ __nv_bfloat162 __float22bfloat162_rn(float2 a) {
+    return __floats2bfloat162_rn(a.x, a.y);
+}
 constexpr __forceinline__ float2 __bfloat1622float2(__nv_bfloat162 a) {
     return {__bfloat162float(a.x), __bfloat162float(a.y)};
 }
-constexpr __forceinline__ float __low2float(__nv_bfloat162 a) { return __bfloat162float(a.x); }
-constexpr __forceinline__ float __high2float(__nv_bfloat162 a) { return __bfloat162float(a.y); }
-constexpr __forceinline__ __nv_bfloat16 __low2bfloat16(__nv_bfloat162 a) { return a.x; }
-constexpr __forceinline__ __nv_bfloat16 __high2bfloat16(__nv_bfloat162 a) { return a.y; }
-constexpr __forceinline__ __nv_bfloat162 __hadd2(__nv_bfloat162 a, __nv_bfloat162 b) { return {a.x + b.x, a.y + b.y}; }
-constexpr __forceinline__ __nv_bfloat162 __hsub2(__nv_bfloat162 a, __nv_bfloat162 b) { return {a.x - b.x, a.y - b.y}; }
-constexpr __forceinline__ __nv_bfloat162 __hmul2(__nv_bfloat162 a, __nv_bfloat162 b) { return {a.x * b.x, a.y * b.y}; }
+constexpr __forceinline__ float __low2float(__nv_bfloat162 a) {
+    return __bfloat162float(a.x);
+}
+constexpr __forceinline__ float __high2float(__nv_bfloat162 a) {
+    return __bfloat162float(a.y);
+}
+constexpr __forceinline__ __nv_bfloat16 __low2bfloat16(__nv_bfloat162 a) {
+    return a.x;
+}
+constexpr __forceinline__ __nv_bfloat16 __high2bfloat16(__nv_bfloat162 a) {
+    return a.y;
+}
+constexpr __forceinline__ __nv_bfloat162 __hadd2(__nv_bfloat162 a, __nv_bfloat162 b) {
+    return {a.x + b.x, a.y + b.y};
+}
+constexpr __forceinline__ __nv_bfloat162 __hsub2(__nv_bfloat162 a, __nv_bfloat162 b) {
+    return {a.x - b.x, a.y - b.y};
+}
+constexpr __forceinline__ __nv_bfloat162 __hmul2(__nv_bfloat162 a, __nv_bfloat162 b) {
+    return {a.x * b.x, a.y * b.y};
+}
 __forceinline__ __nv_bfloat16 __hfma(__nv_bfloat16 a, __nv_bfloat16 b, __nv_bfloat16 c) {
     return __float2bfloat16_rn(__builtin_fmaf(__bfloat162float(a), __bfloat162float(b), __bfloat162float(c)));
 }

@@ -5,8 +5,8 @@
 
 namespace simt {
 
-constexpr size_t kSharedLimit = 227 * 1024;    // what a block of an H100 or H200 may ask for
-constexpr size_t kSharedDefault = 48 * 1024;   // without cudaFuncAttributeMaxDynamicSharedMemorySize
+constexpr size_t kSharedLimit = 227 * 1024;   // what a block of an H100 or H200 may ask for
+constexpr size_t kSharedDefault = 48 * 1024;  // without cudaFuncAttributeMaxDynamicSharedMemorySize
 
 // The launch that the calling OS thread is in, or null.
 const Launch* current_launch();
@@ -22,12 +22,12 @@ bool can_abandon();
 #ifdef SIMT_CHECK
 void block_begins(Block& block);
 void block_ends(Block& block);
-void check_exit(unsigned thread);                              // a thread returns from the kernel
-void* check_allocate(size_t bytes);                            // device memory whose every byte is watched
+void check_exit(unsigned thread);    // a thread returns from the kernel
+void* check_allocate(size_t bytes);  // device memory whose every byte is watched
 void check_free(void* p, size_t bytes);
-void check_copy(void* to, const void* from, size_t bytes);     // the host copies
-void check_set(void* to, size_t bytes);                        // the host fills
-void check_scratch_used(void* p, size_t bytes);                // a collective may have left anything there
+void check_copy(void* to, const void* from, size_t bytes);  // the host copies
+void check_set(void* to, size_t bytes);                     // the host fills
+void check_scratch_used(void* p, size_t bytes);             // a collective may have left anything there
 #else
 inline void block_begins(Block&) {}
 inline void block_ends(Block&) {}

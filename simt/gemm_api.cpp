@@ -232,6 +232,24 @@ void check_memory([[maybe_unused]] const void* p, [[maybe_unused]] size_t bytes)
 #endif
 }
 
+// Nor does the checking mode see it: these are told what a product reads and writes, column by column:
+// what lies between the columns is not touched.
+template <class Note>
+void note_columns([[maybe_unused]] Note&& note, [[maybe_unused]] const void* p, [[maybe_unused]] int64_t column_bytes,
+                  [[maybe_unused]] int64_t stride_bytes, [[maybe_unused]] int64_t columns) {
+#if defined(SIMT_CHECK)
+    for (int64_t i = 0; p && i < columns; i++)
+        note(static_cast<const char*>(p) + i * stride_bytes, static_cast<size_t>(column_bytes));
+#endif
+}
+template <class Note>
+void note_operand(Note&& note, const void* p, const Layout& l) {
+    const int64_t size = size_of(l.type);
+    for (int64_t batch = 0; batch < l.batch; batch++)
+        note_columns(note, static_cast<const char*>(p) + batch * l.stride * size, static_cast<int64_t>(l.rows) * size,
+                     l.ld * size, static_cast<int64_t>(l.cols));
+}
+
 template <class T>
 T* advance(T* p, int64_t bytes) {
     return p ? reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(bytes)) : nullptr;
@@ -414,6 +432,9 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     check_memory(b, extent(lb));
     check_memory(d, extent(ld));
     if (reads_c) check_memory(c, extent(lc));
+    note_operand(simt::note_read, a, la);
+    note_operand(simt::note_read, b, lb);
+    if (reads_c) note_operand(simt::note_read, c, lc);
 
     simt::gemm::Problem p = {};
     const bool trans_a = desc.op_a == CUBLAS_OP_T, trans_b = desc.op_b == CUBLAS_OP_T;
@@ -441,8 +462,14 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
         if (e == CUBLASLT_EPILOGUE_DGELU_BGRAD) q.row_grad = bias;
         if (e == CUBLASLT_EPILOGUE_BGRADA) q.a_grad = bias;
         if (e == CUBLASLT_EPILOGUE_BGRADB) q.b_grad = bias;
+        note_columns(simt::note_read, q.bias, q.m * out_size, 0, 1);
+        if (is_dgelu(e)) note_columns(simt::note_read, q.aux, q.m * out_size, q.ld_aux * out_size, q.n);
         simt::gemm::run(q);
+        if (!is_dgelu(e)) note_columns(simt::note_written, q.aux, q.m * out_size, q.ld_aux * out_size, q.n);
+        for (void* gradient : {q.row_grad, q.a_grad}) note_columns(simt::note_written, gradient, q.m * out_size, 0, 1);
+        note_columns(simt::note_written, q.b_grad, q.n * out_size, 0, 1);
     };
+    note_operand(simt::note_written, d, ld);
     if (ld.batch > 1 && p.m * p.n * p.k < 256 * 256 * 256) {  // many small products: one thread each
 #pragma omp parallel for schedule(static)
         for (int64_t batch = 0; batch < ld.batch; batch++) run_one(batch);

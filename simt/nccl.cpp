@@ -234,8 +234,19 @@ ncclResult_t run_collective(const Op& o) {
     }
 }
 
+// For the checking mode, which does not see what MPI and memcpy do.
+void note_memory(const Op& o, bool before) {
+    const size_t bytes = o.count * size_of(o.type), all = bytes * static_cast<size_t>(o.comm->size);
+    const bool root = o.peer == o.comm->rank;
+    const bool reads = o.kind != Op::recv && (o.kind != Op::broadcast || root);
+    const bool writes = o.kind != Op::send && (o.kind != Op::reduce || root);
+    if (before && reads) simt::note_read(o.from, o.kind == Op::reduce_scatter ? all : bytes);
+    if (!before && writes) simt::note_written(o.to, o.kind == Op::all_gather ? all : bytes);
+}
+
 // Sends and receives start first, collectives run in the order of their calls, then everything is waited for.
 ncclResult_t run_together(const std::vector<Op>& ops) {
+    for (const Op& o : ops) note_memory(o, true);
     std::vector<Requests> requests;
     std::vector<const Op*> to_self, from_self;
     for (bool receiving : {true, false}) {
@@ -260,6 +271,7 @@ ncclResult_t run_together(const std::vector<Op>& ops) {
         if (o.kind != Op::send && o.kind != Op::recv) TRY(run_collective(o));
     }
     for (Requests& r : requests) TRY(r.wait());
+    for (const Op& o : ops) note_memory(o, false);
     return ncclSuccess;
 }
 

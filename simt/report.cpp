@@ -86,9 +86,13 @@ std::string place(unsigned thread) {
     return "kernel " + function_name(launch->kernel) + ", block " + block + ", thread " + thread_name(thread);
 }
 
-bool can_abandon() { return handler.load(std::memory_order_relaxed) != nullptr; }
+bool can_abandon() {
+    return handler.load(std::memory_order_relaxed) != nullptr;
+}
 
-void set_report_handler(ReportHandler h) { handler = h; }
+void set_report_handler(ReportHandler h) {
+    handler = h;
+}
 
 void report_from_host(const std::string& text) {
     static std::mutex one_at_a_time;
@@ -99,30 +103,44 @@ void report_from_host(const std::string& text) {
     abort();
 }
 
-void report(const std::string& text) {
-    report_from_host(text);
+namespace {
+[[noreturn]] void leave() {
     if (!self.block) abort();
     abandon_block();
 }
+}  // namespace
 
+void report(const std::string& text) {
+    report_from_host(text);
+    leave();
+}
+
+// No string may be alive when the block is abandoned: nobody would free it.
 void die(const char* format, ...) {
-    char text[1024];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    report(std::string(text) + "\n  in " + place(self.thread) + "\n  at " + source_line(__builtin_return_address(0)));
+    {
+        char text[1024];
+        va_list args;
+        va_start(args, format);
+        vsnprintf(text, sizeof text, format, args);
+        va_end(args);
+        report_from_host(std::string(text) + "\n  in " + place(self.thread) + "\n  at " +
+                         source_line(__builtin_return_address(0)));
+    }
+    leave();
 }
 
 #ifndef SIMT_CHECK
 void report_deadlock(unsigned at_block, unsigned at_warp, unsigned exited, int first_warp_waiter) {
-    char text[256];
-    snprintf(text, sizeof text,
-             "deadlock: %u threads wait at __syncthreads, %u at a warp operation, %u have returned (a build with "
-             "SIMT_CHECK tells where)",
-             at_block, at_warp, exited);
-    report(std::string(text) + "\n  in " + place(first_warp_waiter >= 0 ? static_cast<unsigned>(first_warp_waiter)
-                                                                        : self.thread));
+    {
+        char text[256];
+        snprintf(text, sizeof text,
+                 "deadlock: %u threads wait at __syncthreads, %u at a warp operation, %u have returned (the checking "
+                 "mode tells where)",
+                 at_block, at_warp, exited);
+        unsigned thread = first_warp_waiter >= 0 ? static_cast<unsigned>(first_warp_waiter) : self.thread;
+        report_from_host(std::string(text) + "\n  in " + place(thread));
+    }
+    leave();
 }
 #endif
 

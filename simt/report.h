@@ -7,10 +7,10 @@
 
 namespace simt {
 
-std::string function_name(const void* address);     // demangled
+std::string function_name(const void* address);       // demangled
 std::string source_line(const void* return_address);  // "file:line" of the call, of the kernel's own source if inlined
-std::string thread_name(unsigned thread);            // "(x,y,z)"
-std::string place(unsigned thread);                  // "kernel NAME, block (x,y,z), thread (x,y,z)"
+std::string thread_name(unsigned thread);             // "(x,y,z)"
+std::string place(unsigned thread);                   // "kernel NAME, block (x,y,z), thread (x,y,z)"
 
 // To stderr and abort(), or to the handler; then the block is abandoned.
 [[noreturn]] void report(const std::string& text);

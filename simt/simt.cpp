@@ -41,7 +41,7 @@ constexpr size_t kRedZone = 4096;
 
 struct Stack {
     Context context = nullptr;  // where this stack waits for a lane to start, while it is idle
-    char* base = nullptr;          // null for the OS thread's own stack
+    char* base = nullptr;       // null for the OS thread's own stack
     size_t bytes = 0;
 };
 
@@ -61,7 +61,7 @@ struct Machine {
 
     unsigned char* shared = nullptr;
     const Launch* launch = nullptr;
-    bool finished = false;   // no lane is left to run: go back to the OS thread's stack
+    bool finished = false;  // no lane is left to run: go back to the OS thread's stack
     bool abandoned = false;
     bool shuffled = false;  // SIMT_SEED: a random order of warps and lanes
     uint64_t random = 0;
@@ -176,7 +176,8 @@ int pick_other_warp(Machine& m) {
 // of the warp costs each lane one switch.
 SIMT_INLINE int pick(Machine& m) {
     uint32_t ready = self.warp->ready;
-    if (!ready || m.shuffled) [[unlikely]] return pick_other_warp(m);
+    if (!ready || m.shuffled) [[unlikely]]
+        return pick_other_warp(m);
     uint32_t above = ready & (~0u << self.lane);
     return static_cast<int>(self.thread - self.lane + static_cast<unsigned>(__builtin_ctz(above ? above : ready)));
 }
@@ -189,7 +190,9 @@ SIMT_INLINE void become(Machine& m, unsigned thread) {
     threadIdx = m.index[thread];
 }
 
-SIMT_INLINE void take(Machine& m, unsigned thread) { m.block.warps[thread / kWarp].ready &= ~(1u << (thread % kWarp)); }
+SIMT_INLINE void take(Machine& m, unsigned thread) {
+    m.block.warps[thread / kWarp].ready &= ~(1u << (thread % kWarp));
+}
 
 [[noreturn]] void deadlock(Machine& m) {
     Block& b = m.block;
@@ -223,7 +226,9 @@ SIMT_INLINE void exit_lane(Machine& m) {
 }
 
 // Where a suspended lane goes on; null if it has not started. Asking makes it a running lane.
-SIMT_INLINE Context take_context(Machine& m, unsigned thread) { return std::exchange(m.context[thread], nullptr); }
+SIMT_INLINE Context take_context(Machine& m, unsigned thread) {
+    return std::exchange(m.context[thread], nullptr);
+}
 
 // Runs lanes that have not started, one after the other, until the next one to run is suspended on another stack.
 // On a pooled stack it never returns; on the OS thread's stack it returns when the block is done.
@@ -240,7 +245,8 @@ void run_lanes(Machine& m) {
                 jump(&m.own, m.own.context, &mine->context);
             } else {
                 int picked = pick(m);
-                if (picked < 0) [[unlikely]] deadlock(m);
+                if (picked < 0) [[unlikely]]
+                    deadlock(m);
                 auto next = static_cast<unsigned>(picked);
                 take(m, next);
                 become(m, next);
@@ -375,15 +381,21 @@ bool run_block(Machine& m, uint64_t linear) {
 struct FlushDenormals {
 #if defined(__x86_64__)
     unsigned saved = _mm_getcsr();
-    FlushDenormals() { _mm_setcsr(saved | 0x8040); }
-    ~FlushDenormals() { _mm_setcsr(saved); }
+    FlushDenormals() {
+        _mm_setcsr(saved | 0x8040);
+    }
+    ~FlushDenormals() {
+        _mm_setcsr(saved);
+    }
 #elif defined(__aarch64__)
     uint64_t saved = 0;
     FlushDenormals() {
         asm volatile("mrs %0, fpcr" : "=r"(saved));
         asm volatile("msr fpcr, %0" : : "r"(saved | (1ull << 24)));
     }
-    ~FlushDenormals() { asm volatile("msr fpcr, %0" : : "r"(saved)); }
+    ~FlushDenormals() {
+        asm volatile("msr fpcr, %0" : : "r"(saved));
+    }
 #endif
 };
 
@@ -408,7 +420,8 @@ void suspend() {
     Machine& m = *machine;
     unsigned me = self.thread;
     int picked = pick(m);
-    if (picked < 0) [[unlikely]] deadlock(m);
+    if (picked < 0) [[unlikely]]
+        deadlock(m);
     auto next = static_cast<unsigned>(picked);
     take(m, next);
     if (next == me) return;  // it was ready again, and no other lane was
@@ -457,7 +470,9 @@ void abandon_block() {
     abort();  // not reached
 }
 
-const Launch* current_launch() { return machine && self.block ? machine->launch : nullptr; }
+const Launch* current_launch() {
+    return machine && self.block ? machine->launch : nullptr;
+}
 
 bool run(const Launch& launch) {
     if (self.block) die("a kernel cannot launch a kernel");

@@ -19,16 +19,16 @@
 //
 // `mask` defaults to the whole warp; lanes of a last, partial warp that do not exist are dropped from it (lanes[i] is
 // then null: call simt::require_full_warp("mma") first where the hardware needs all 32). The name appears in reports.
-// simt::block_collective is the same over the whole block and orders memory like __syncthreads. A warp collective does not
-// order memory, as shuffles and mma on the GPU do not: only __syncwarp does (the checker insists).
+// simt::block_collective is the same over the whole block and orders memory like __syncthreads. A warp collective does
+// not order memory, as shuffles and mma on the GPU do not: only __syncwarp does (the checker insists).
 //
 // State a twin must keep per lane or per block (outstanding asynchronous copies, barriers' phases) goes into
 // simt::block_local<T>() or simt::lane_local<T>(): one T per block or per lane, fresh for every block.
 // simt::wait_until("what", predicate) parks a lane until another lane makes the predicate true.
 // simt::die("...") ends the program with a message that names kernel, block and thread.
 //
-// Compile kernels with -ffp-contract=fast -fno-math-errno -fno-trapping-math: the first as nvcc does, the others so that
-// loops over simt_math.h's functions become vector code.
+// Compile kernels with -ffp-contract=fast -fno-math-errno -fno-trapping-math: the first as nvcc does, the others so
+// that loops over simt_math.h's functions become vector code.
 #pragma once
 
 #include <cstddef>
@@ -59,16 +59,16 @@ constexpr unsigned kMaxValues = 64;  // values per lane in one warp_sum or row_s
 
 // One warp of the block that runs on this OS thread. The five masks are disjoint views of its lanes' states.
 struct alignas(64) Warp {
-    uint32_t exists;     // lanes that the block has in this warp
-    uint32_t alive;      // lanes that have not returned from the kernel
-    uint32_t ready;      // lanes that could run, started or not, except the one that runs
-    uint32_t at_warp;    // lanes that wait for others of the warp
-    uint32_t at_block;   // lanes that wait at a block barrier
-    uint32_t phase;      // per lane: which of the two slot buffers its next whole-warp shuffle uses
+    uint32_t exists;    // lanes that the block has in this warp
+    uint32_t alive;     // lanes that have not returned from the kernel
+    uint32_t ready;     // lanes that could run, started or not, except the one that runs
+    uint32_t at_warp;   // lanes that wait for others of the warp
+    uint32_t at_block;  // lanes that wait at a block barrier
+    uint32_t phase;     // per lane: which of the two slot buffers its next whole-warp shuffle uses
     unsigned index;
-    void* args[kWarp];   // what the lanes deposited for a collective
-    uint64_t slot[2][kWarp];  // whole-warp shuffles: double-buffered, so that one wait suffices
-    uint64_t aside[kWarp];    // shuffles of a part of the warp: two waits
+    void* args[kWarp];                           // what the lanes deposited for a collective
+    uint64_t slot[2][kWarp];                     // whole-warp shuffles: double-buffered, so that one wait suffices
+    uint64_t aside[kWarp];                       // shuffles of a part of the warp: two waits
     alignas(64) float value[kMaxValues][kWarp];  // sums and maxima: what the lanes deposited, and what comes back
     float result[kMaxValues];
 };
@@ -137,8 +137,10 @@ SIMT_INLINE void warp_release(Warp& warp, uint32_t mask) {
     warp.ready |= mask & ~(1u << self.lane);
 }
 SIMT_INLINE void warp_sync(Warp& warp, uint32_t mask) {
-    if (warp_arrive(warp, mask)) warp_release(warp, mask);
-    else suspend();
+    if (warp_arrive(warp, mask))
+        warp_release(warp, mask);
+    else
+        suspend();
 }
 // The lane arrives at a meeting of the whole block and waits. True for the one that does the common work and then calls
 // release_block: the last to arrive or, if the others returned from the kernel meanwhile, one of those that waited.
@@ -146,7 +148,8 @@ SIMT_INLINE bool block_meet(Block& block) {
     self.warp->at_block |= 1u << self.lane;
     if (++block.waiting == block.alive) return true;
     suspend();
-    if (block.promoted != self.thread) [[likely]] return false;
+    if (block.promoted != self.thread) [[likely]]
+        return false;
     block.promoted = kNobody;
     return true;
 }
@@ -237,6 +240,7 @@ void set_report_handler(ReportHandler handler);
 template <class S>
 SIMT_INLINE S& shared_as() {
     if (sizeof(S) > simt::self.block->shared_bytes) [[unlikely]]
-        simt::die("shared_as: the struct has %zu bytes, the launch gave %zu", sizeof(S), simt::self.block->shared_bytes);
+        simt::die("shared_as: the struct has %zu bytes, the launch gave %zu", sizeof(S),
+                  simt::self.block->shared_bytes);
     return *reinterpret_cast<S*>(simt::self.block->shared);
 }

@@ -1,8 +1,8 @@
 // Device mathematics in fp32 that g++ can inline and turn into vector code.
 //
-// The C library's expf, tanhf, ... are calls, 5 to 15 ns each. Here they get inline bodies by GNU's "extern inline": the
-// names, types and results stay those of <math.h>, only faster. Largest errors, measured over the whole range against
-// double (tests/test_simt_math.cu): expf, exp2f 1 ulp, logf 1 ulp, tanhf 2 ulp. As on the GPU with flushed
+// The C library's expf, tanhf, ... are calls, 5 to 15 ns each. Here they get inline bodies by GNU's "extern inline":
+// the names, types and results stay those of <math.h>, only faster. Largest errors, measured over the whole range
+// against double (tests/test_simt_math.cu): expf, exp2f 1 ulp, logf 1 ulp, tanhf 2 ulp. As on the GPU with flushed
 // denormals, results below 2^-126 are zero.
 #pragma once
 
@@ -21,10 +21,14 @@ namespace simt {
 constexpr float kLog2e = 1.44269504088896341f;
 
 // 2^n for integral n in [-127, 128]: zero at -127, infinity at 128.
-__forceinline__ float power_of_two(int n) { return __builtin_bit_cast(float, (n + 127) << 23); }
+__forceinline__ float power_of_two(int n) {
+    return __builtin_bit_cast(float, (n + 127) << 23);
+}
 
 // x rounded to an integer, for |x| < 2^22: adding 1.5 * 2^23 pushes the fraction out of the mantissa.
-__forceinline__ float round_even(float x) { return (x + 12582912.0f) - 12582912.0f; }
+__forceinline__ float round_even(float x) {
+    return (x + 12582912.0f) - 12582912.0f;
+}
 
 // e^r for |r| <= ln2/2.
 __forceinline__ float exp_reduced(float r) {
@@ -97,37 +101,91 @@ __forceinline__ float log_f(float x) {
 
 }  // namespace simt
 
-SIMT_MATH float expf(float x) noexcept { return simt::exp_f(x); }
-SIMT_MATH float __expf(float x) noexcept { return simt::exp_f(x); }
-SIMT_MATH float exp2f(float x) noexcept { return simt::exp2_f(x); }
-SIMT_MATH float tanhf(float x) noexcept { return simt::tanh_f(x); }
-SIMT_MATH float logf(float x) noexcept { return simt::log_f(x); }
-SIMT_MATH float __logf(float x) noexcept { return simt::log_f(x); }
-SIMT_MATH float __log2f(float x) noexcept { return simt::log_f(x) * simt::kLog2e; }
-SIMT_MATH float __log10f(float x) noexcept { return simt::log_f(x) * 0.434294481903251828f; }
-SIMT_MATH float __sinf(float x) noexcept { return sinf(x); }
-SIMT_MATH float __cosf(float x) noexcept { return cosf(x); }
-SIMT_MATH float __powf(float x, float y) noexcept { return powf(x, y); }
-SIMT_MATH void __sincosf(float x, float* sine, float* cosine) noexcept { sincosf(x, sine, cosine); }
+SIMT_MATH float expf(float x) noexcept {
+    return simt::exp_f(x);
+}
+SIMT_MATH float __expf(float x) noexcept {
+    return simt::exp_f(x);
+}
+SIMT_MATH float exp2f(float x) noexcept {
+    return simt::exp2_f(x);
+}
+SIMT_MATH float tanhf(float x) noexcept {
+    return simt::tanh_f(x);
+}
+SIMT_MATH float logf(float x) noexcept {
+    return simt::log_f(x);
+}
+SIMT_MATH float __logf(float x) noexcept {
+    return simt::log_f(x);
+}
+SIMT_MATH float __log2f(float x) noexcept {
+    return simt::log_f(x) * simt::kLog2e;
+}
+SIMT_MATH float __log10f(float x) noexcept {
+    return simt::log_f(x) * 0.434294481903251828f;
+}
+SIMT_MATH float __sinf(float x) noexcept {
+    return sinf(x);
+}
+SIMT_MATH float __cosf(float x) noexcept {
+    return cosf(x);
+}
+SIMT_MATH float __powf(float x, float y) noexcept {
+    return powf(x, y);
+}
+SIMT_MATH void __sincosf(float x, float* sine, float* cosine) noexcept {
+    sincosf(x, sine, cosine);
+}
 
 // One of two NaNs gives the other operand, as IEEE-754 minNum and the GPU do.
-SIMT_MATH float fmaxf(float a, float b) noexcept { return a > b ? a : (b == b ? b : a); }
-SIMT_MATH float fminf(float a, float b) noexcept { return a < b ? a : (b == b ? b : a); }
+SIMT_MATH float fmaxf(float a, float b) noexcept {
+    return a > b ? a : (b == b ? b : a);
+}
+SIMT_MATH float fminf(float a, float b) noexcept {
+    return a < b ? a : (b == b ? b : a);
+}
 
-__forceinline__ float min(float a, float b) { return fminf(a, b); }
-__forceinline__ float max(float a, float b) { return fmaxf(a, b); }
-__forceinline__ double min(double a, double b) { return fmin(a, b); }
-__forceinline__ double max(double a, double b) { return fmax(a, b); }
+__forceinline__ float min(float a, float b) {
+    return fminf(a, b);
+}
+__forceinline__ float max(float a, float b) {
+    return fmaxf(a, b);
+}
+__forceinline__ double min(double a, double b) {
+    return fmin(a, b);
+}
+__forceinline__ double max(double a, double b) {
+    return fmax(a, b);
+}
 
-__forceinline__ float rsqrtf(float x) { return 1.0f / sqrtf(x); }
-__forceinline__ double rsqrt(double x) { return 1.0 / sqrt(x); }
-__forceinline__ float __frsqrt_rn(float x) { return 1.0f / sqrtf(x); }
-__forceinline__ float __fsqrt_rn(float x) { return sqrtf(x); }
-__forceinline__ float __frcp_rn(float x) { return 1.0f / x; }
-__forceinline__ float __fdividef(float x, float y) { return x / y; }
-__forceinline__ float fdividef(float x, float y) { return x / y; }
-__forceinline__ float __fdiv_rn(float x, float y) { return x / y; }
-__forceinline__ float __fmaf_rn(float x, float y, float z) { return __builtin_fmaf(x, y, z); }
+__forceinline__ float rsqrtf(float x) {
+    return 1.0f / sqrtf(x);
+}
+__forceinline__ double rsqrt(double x) {
+    return 1.0 / sqrt(x);
+}
+__forceinline__ float __frsqrt_rn(float x) {
+    return 1.0f / sqrtf(x);
+}
+__forceinline__ float __fsqrt_rn(float x) {
+    return sqrtf(x);
+}
+__forceinline__ float __frcp_rn(float x) {
+    return 1.0f / x;
+}
+__forceinline__ float __fdividef(float x, float y) {
+    return x / y;
+}
+__forceinline__ float fdividef(float x, float y) {
+    return x / y;
+}
+__forceinline__ float __fdiv_rn(float x, float y) {
+    return x / y;
+}
+__forceinline__ float __fmaf_rn(float x, float y, float z) {
+    return __builtin_fmaf(x, y, z);
+}
 // These two are never contracted into a multiply-add.
 __forceinline__ float __fadd_rn(float x, float y) {
     float sum = x + y;
@@ -139,13 +197,31 @@ __forceinline__ float __fmul_rn(float x, float y) {
     __asm__("" : "+x"(product));
     return product;
 }
-__forceinline__ float __saturatef(float x) { return x > 0 ? (x < 1 ? x : 1.0f) : 0.0f; }
+__forceinline__ float __saturatef(float x) {
+    return x > 0 ? (x < 1 ? x : 1.0f) : 0.0f;
+}
 
-__forceinline__ int __float2int_rn(float x) { return static_cast<int>(__builtin_rintf(x)); }
-__forceinline__ int __float2int_rz(float x) { return static_cast<int>(x); }
-__forceinline__ int __float2int_rd(float x) { return static_cast<int>(__builtin_floorf(x)); }
-__forceinline__ int __float2int_ru(float x) { return static_cast<int>(__builtin_ceilf(x)); }
-__forceinline__ unsigned __float2uint_rn(float x) { return static_cast<unsigned>(__builtin_rintf(x)); }
-__forceinline__ float __int2float_rn(int x) { return static_cast<float>(x); }
-__forceinline__ float __uint2float_rn(unsigned x) { return static_cast<float>(x); }
-__forceinline__ float __double2float_rn(double x) { return static_cast<float>(x); }
+__forceinline__ int __float2int_rn(float x) {
+    return static_cast<int>(__builtin_rintf(x));
+}
+__forceinline__ int __float2int_rz(float x) {
+    return static_cast<int>(x);
+}
+__forceinline__ int __float2int_rd(float x) {
+    return static_cast<int>(__builtin_floorf(x));
+}
+__forceinline__ int __float2int_ru(float x) {
+    return static_cast<int>(__builtin_ceilf(x));
+}
+__forceinline__ unsigned __float2uint_rn(float x) {
+    return static_cast<unsigned>(__builtin_rintf(x));
+}
+__forceinline__ float __int2float_rn(int x) {
+    return static_cast<float>(x);
+}
+__forceinline__ float __uint2float_rn(unsigned x) {
+    return static_cast<float>(x);
+}
+__forceinline__ float __double2float_rn(double x) {
+    return static_cast<float>(x);
+}

@@ -14,23 +14,31 @@
 #define __align__(n) alignas(n)
 // __noinline__ cannot be a macro: libstdc++ 12 writes __attribute__((__noinline__)). Write [[gnu::noinline]].
 
-#define SIMT_VECTORS(T, name, align2, align4)                                                               \
-    struct name##1 {                                                                                        \
-        T x;                                                                                                \
-    };                                                                                                      \
-    struct alignas(align2) name##2 {                                                                        \
-        T x, y;                                                                                             \
-    };                                                                                                      \
-    struct name##3 {                                                                                        \
-        T x, y, z;                                                                                          \
-    };                                                                                                      \
-    struct alignas(align4) name##4 {                                                                        \
-        T x, y, z, w;                                                                                       \
-    };                                                                                                      \
-    constexpr __forceinline__ name##1 make_##name##1(T x) { return {x}; }                                   \
-    constexpr __forceinline__ name##2 make_##name##2(T x, T y) { return {x, y}; }                           \
-    constexpr __forceinline__ name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                   \
-    constexpr __forceinline__ name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
+#define SIMT_VECTORS(T, name, align2, align4)                              \
+    struct name##1 {                                                       \
+        T x;                                                               \
+    };                                                                     \
+    struct alignas(align2) name##2 {                                       \
+        T x, y;                                                            \
+    };                                                                     \
+    struct name##3 {                                                       \
+        T x, y, z;                                                         \
+    };                                                                     \
+    struct alignas(align4) name##4 {                                       \
+        T x, y, z, w;                                                      \
+    };                                                                     \
+    constexpr __forceinline__ name##1 make_##name##1(T x) {                \
+        return {x};                                                        \
+    }                                                                      \
+    constexpr __forceinline__ name##2 make_##name##2(T x, T y) {           \
+        return {x, y};                                                     \
+    }                                                                      \
+    constexpr __forceinline__ name##3 make_##name##3(T x, T y, T z) {      \
+        return {x, y, z};                                                  \
+    }                                                                      \
+    constexpr __forceinline__ name##4 make_##name##4(T x, T y, T z, T w) { \
+        return {x, y, z, w};                                               \
+    }
 
 SIMT_VECTORS(char, char, 2, 4)
 SIMT_VECTORS(unsigned char, uchar, 2, 4)

@@ -116,7 +116,9 @@ SIMT_INLINE void __syncwarp(unsigned mask = simt::kFullMask) {
     }
 }
 // Which lanes happen to run together: here, those that have not returned.
-SIMT_INLINE unsigned __activemask() { return simt::self.warp->alive; }
+SIMT_INLINE unsigned __activemask() {
+    return simt::self.warp->alive;
+}
 
 template <class T>
 SIMT_INLINE T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
@@ -127,7 +129,8 @@ template <class T>
 SIMT_INLINE T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32) {
     unsigned w = static_cast<unsigned>(width), lane = simt::self.lane;
     unsigned source = lane ^ static_cast<unsigned>(lane_mask);
-    // Reading from a later group of `width` lanes is not allowed and gives the lane's own value; from an earlier one it is.
+    // Reading from a later group of `width` lanes is not allowed and gives the lane's own value; from an earlier one it
+    // is.
     if (source >= (lane & ~(w - 1)) + w) source = lane;
     return simt::shuffle("__shfl_xor_sync", mask, value, source);
 }
@@ -183,16 +186,16 @@ SIMT_INLINE unsigned __match_all_sync(unsigned mask, T value, int* all) {
     return *all ? mask : 0;
 }
 
-#define SIMT_REDUCE(name, T, expression)                                                                     \
-    SIMT_INLINE T name(unsigned mask, T value) {                                                             \
-        return simt::vote<T, T>(#name, mask, value, [](auto lanes, uint32_t present, unsigned) {             \
-            T a = lanes[__builtin_ctz(present)]->value;                                                      \
-            for (uint32_t m = present & (present - 1); m; m &= m - 1) {                                      \
-                T b = lanes[__builtin_ctz(m)]->value;                                                        \
-                a = expression;                                                                              \
-            }                                                                                                \
-            return a;                                                                                        \
-        });                                                                                                  \
+#define SIMT_REDUCE(name, T, expression)                                                         \
+    SIMT_INLINE T name(unsigned mask, T value) {                                                 \
+        return simt::vote<T, T>(#name, mask, value, [](auto lanes, uint32_t present, unsigned) { \
+            T a = lanes[__builtin_ctz(present)]->value;                                          \
+            for (uint32_t m = present & (present - 1); m; m &= m - 1) {                          \
+                T b = lanes[__builtin_ctz(m)]->value;                                            \
+                a = expression;                                                                  \
+            }                                                                                    \
+            return a;                                                                            \
+        });                                                                                      \
     }
 SIMT_REDUCE(__reduce_add_sync, int, static_cast<int>(static_cast<unsigned>(a) + static_cast<unsigned>(b)))
 SIMT_REDUCE(__reduce_add_sync, unsigned, a + b)
@@ -200,7 +203,7 @@ SIMT_REDUCE(__reduce_min_sync, int, a < b ? a : b)
 SIMT_REDUCE(__reduce_min_sync, unsigned, a < b ? a : b)
 SIMT_REDUCE(__reduce_max_sync, int, a > b ? a : b)
 SIMT_REDUCE(__reduce_max_sync, unsigned, a > b ? a : b)
-SIMT_REDUCE(__reduce_and_sync, unsigned, a & b)
+SIMT_REDUCE(__reduce_and_sync, unsigned, a& b)
 SIMT_REDUCE(__reduce_or_sync, unsigned, a | b)
 SIMT_REDUCE(__reduce_xor_sync, unsigned, a ^ b)
 #undef SIMT_REDUCE

@@ -7,9 +7,12 @@
 #include "kernels/error.h"
 #include "run_program.h"  // TempFolder
 
-inline std::string operator/(const TempFolder& folder, const std::string& name) { return folder.path + "/" + name; }
+inline std::string operator/(const TempFolder& folder, const std::string& name) {
+    return folder.path + "/" + name;
+}
 
-// Bytes as they are: no temporary name, no sync. Removed first: ext4 writes a file that is cut and filled again to disk.
+// Bytes as they are: no temporary name, no sync. Removed first: ext4 writes a file that is cut and filled again to
+// disk.
 inline void put_bytes(const std::string& path, const std::string& bytes) {
     remove(path.c_str());
     FILE* file = fopen(path.c_str(), "wb");

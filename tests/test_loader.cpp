@@ -66,7 +66,8 @@ struct Sequence {
 // First tokens of the windows that micro-steps of all ranks give, in global order.
 std::vector<int> shuffled_windows(const TempFolder& folder, int B, int T, int ranks, uint64_t seed, int count) {
     std::vector<Loader> loaders;
-    for (int r = 0; r < ranks; r++) loaders.push_back(loader_create(folder / "*.bin", vocab, B, T, r, ranks, true, seed));
+    for (int r = 0; r < ranks; r++)
+        loaders.push_back(loader_create(folder / "*.bin", vocab, B, T, r, ranks, true, seed));
     std::vector<int> starts;
     while (static_cast<int>(starts.size()) < count) {
         for (Loader& loader : loaders) {
@@ -114,7 +115,8 @@ TEST_CASE("loader: in order, every rank and shard length gives the contract's se
             Sequence sequence{lengths, B, T, ranks};
             for (int step = 0; step < 100; step++) {
                 std::vector<Batch> want = sequence.next();
-                for (int r = 0; r < ranks; r++) REQUIRE(next(loaders[static_cast<size_t>(r)]) == want[static_cast<size_t>(r)]);
+                for (int r = 0; r < ranks; r++)
+                    REQUIRE(next(loaders[static_cast<size_t>(r)]) == want[static_cast<size_t>(r)]);
             }
         }
     }
@@ -145,7 +147,8 @@ TEST_CASE("loader: shuffled, every window comes once per epoch, whatever the ran
 
 TEST_CASE("loader: the shuffle is a fair permutation", "[loader]") {
     // Every window is equally likely in every place: 2000 epochs of 10 windows, 200 expected with a deviation of
-    // sqrt(200 * 0.9) = 13.4; five deviations over 100 cells fail by chance once in 17,000 seeds, and the seed is fixed.
+    // sqrt(200 * 0.9) = 13.4; five deviations over 100 cells fail by chance once in 17,000 seeds, and the seed is
+    // fixed.
     TempFolder folder;
     write_shards(folder, {21});
     int epochs = 2000, n = 10, counts[10][10] = {}, follows[10][10] = {};
@@ -263,7 +266,8 @@ TEST_CASE("loader: too little data is refused with what one step needs", "[loade
         return user_error_of([&] { loader_create(folder / "*.bin", vocab, B, T, 0, ranks, shuffle, 0); });
     };
     REQUIRE(error(3, 13, 1, false).empty());
-    REQUIRE(error(4, 10, 1, false).find("40 tokens, one step needs 41 (ranks 1, batch 4, length 10)") != std::string::npos);
+    REQUIRE(error(4, 10, 1, false).find("40 tokens, one step needs 41 (ranks 1, batch 4, length 10)") !=
+            std::string::npos);
     REQUIRE(error(2, 10, 2, false).find("one step needs 41") != std::string::npos);
     REQUIRE(error(6, 10, 1, true).empty());
     REQUIRE(error(7, 10, 1, true).find("has 6 windows of 10 tokens, one step needs 7") != std::string::npos);

@@ -205,7 +205,7 @@ TEST_CASE("--init-from takes run, checkpoint and Hugging Face folders", "[resume
         REQUIRE(result.status == 0);
         check_same_log(outs[0], outs.back());
         // It goes on where the other run had come to.
-        CHECK(read_losses(outs.back())[0] < read_losses(d.dir)[0] - 0.5);
+        CHECK(read_losses(outs.back())[0] < read_losses(d.dir)[0] - 0.1);
     }
 }
 

@@ -103,7 +103,7 @@ TEST_CASE("safetensors: all half-precision numbers convert exactly", "[safetenso
         int special = (1 << exponent_bits) - 1, bias = special / 2;
         double size = exponent == special ? (mantissa ? NAN : INFINITY)
                       : exponent == 0     ? std::ldexp(mantissa, 1 - bias - mantissa_bits)
-                                          : std::ldexp(mantissa + (1 << mantissa_bits), exponent - bias - mantissa_bits);
+                                      : std::ldexp(mantissa + (1 << mantissa_bits), exponent - bias - mantissa_bits);
         return sign ? -size : size;
     };
     int wrong = 0;
@@ -138,11 +138,13 @@ TEST_CASE("safetensors: faults are refused by name", "[safetensors]") {
     struct Case {
         std::string bytes, words;
     };
-    auto one = [](const std::string& description, size_t data) { return with_header("{\"w\":" + description + "}", data); };
+    auto one = [](const std::string& description, size_t data) {
+        return with_header("{\"w\":" + description + "}", data);
+    };
     std::string huge = with_header("{}", 0);
     memset(huge.data(), 0xFF, 8);
     std::string long_header = with_header("{}", 0);
-    long_header[1] = 1;  // 258 bytes
+    long_header[1] = 1;                              // 258 bytes
     std::string overflowing = with_header("{}", 0);  // 8 + length wraps around to 0
     uint64_t wrap = ~uint64_t(7);
     memcpy(overflowing.data(), &wrap, 8);
@@ -259,7 +261,8 @@ TEST_CASE("safetensors: a model in several files", "[safetensors]") {
         REQUIRE(message.find(words) != std::string::npos);
     };
     says("holds neither");
-    REQUIRE(user_error_of([&] { safetensors_read_model(folder / "nowhere"); }).find("no such folder") != std::string::npos);
+    REQUIRE(user_error_of([&] { safetensors_read_model(folder / "nowhere"); }).find("no such folder") !=
+            std::string::npos);
     safetensors_write(folder / "model-00001-of-00002.safetensors", {{"a", Dtype::f32, {4}, x.data()}});
     safetensors_write(folder / "model-00002-of-00002.safetensors", {{"b", Dtype::f32, {2}, x.data()}});
     put_bytes(index, R"({"metadata":{"total_size":24},"weight_map":{"a":"model-00001-of-00002.safetensors",)"
@@ -283,7 +286,8 @@ TEST_CASE("safetensors: a model in several files", "[safetensors]") {
     says("not valid JSON");
     safetensors_write(folder / "model-00002-of-00002.safetensors",
                       {{"b", Dtype::f32, {2}, x.data()}, {"a", Dtype::f32, {2}, x.data()}});
-    put_bytes(index, R"({"weight_map":{"a":"model-00001-of-00002.safetensors","b":"model-00002-of-00002.safetensors"}})");
+    put_bytes(index,
+              R"({"weight_map":{"a":"model-00001-of-00002.safetensors","b":"model-00002-of-00002.safetensors"}})");
     says("holds tensor 'a', as does");
     // The single file goes before the index.
     safetensors_write(folder / "model.safetensors", {{"c", Dtype::f32, {1}, x.data()}});

@@ -40,8 +40,7 @@ TEST_CASE("shards: both formats read back", "[shards]") {
     shard_write(folder / "a.bin", small, 65536);
     shard_write(folder / "b.bin", large, 128256);
     shard_write(folder / "c.bin", {}, 256);
-    REQUIRE(read_text(folder / "a.bin") ==
-            shard_bytes(20240520, 1, 4, std::string("\0\0\x50\xC4\xFF\xFF\7\0", 8)));
+    REQUIRE(read_text(folder / "a.bin") == shard_bytes(20240520, 1, 4, std::string("\0\0\x50\xC4\xFF\xFF\7\0", 8)));
     REQUIRE(read_text(folder / "b.bin") ==
             shard_bytes(20240801, 7, 3, std::string("\0\0\0\0\xFF\xF4\1\0\0\0\1\0", 12)));
     std::vector<Shard> shards = shards_open(folder / "*.bin", 128256);

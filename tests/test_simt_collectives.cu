@@ -99,7 +99,8 @@ TEST_CASE("row_sum and row_max over rows of every width", "[simt][collectives]")
         std::vector<float> in = random.normals<float>(threads);
         Device<float> x(in), sums(4 * threads), most(threads), again(threads);
         sums.poison(), most.poison(), again.poison();
-        launch(row_folds, 1, dim3(shape.x, shape.y), sizeof(RowShared), nullptr, sums.data, most.data, again.data, x.data);
+        launch(row_folds, 1, dim3(shape.x, shape.y), sizeof(RowShared), nullptr, sums.data, most.data, again.data,
+               x.data);
         std::vector<float> got = sums.read(), top = most.read(), last = again.read();
         int width = static_cast<int>(shape.x);
         for (unsigned y = 0; y < shape.y; y++) {

@@ -27,11 +27,16 @@ std::vector<float> on_device(Function f, const std::vector<float>& in) {
 
 double exact(Function f, double x) {
     switch (f) {
-        case EXP: return std::exp(x);
-        case EXP2: return std::exp2(x);
-        case TANH: return std::tanh(x);
-        case LOG: return std::log(x);
-        case RSQRT: return 1 / std::sqrt(x);
+        case EXP:
+            return std::exp(x);
+        case EXP2:
+            return std::exp2(x);
+        case TANH:
+            return std::tanh(x);
+        case LOG:
+            return std::log(x);
+        case RSQRT:
+            return 1 / std::sqrt(x);
     }
     return 0;
 }
@@ -53,7 +58,8 @@ double worst_ulp(Function f, const std::vector<float>& in) {
 
 std::vector<float> spread(double low, double high, size_t n) {
     std::vector<float> out(n);
-    for (size_t i = 0; i < n; i++) out[i] = static_cast<float>(low + (high - low) * static_cast<double>(i) / static_cast<double>(n - 1));
+    for (size_t i = 0; i < n; i++)
+        out[i] = static_cast<float>(low + (high - low) * static_cast<double>(i) / static_cast<double>(n - 1));
     return out;
 }
 // Magnitudes from 2^low to 2^high, both signs.

@@ -8,7 +8,9 @@ namespace {
 __global__ void touch(unsigned char* out, int bytes) {
     for (int i = static_cast<int>(threadIdx.x); i < bytes; i += static_cast<int>(blockDim.x)) out[i] = 1;
 }
-__global__ void touch_more(unsigned char* out) { out[0] = 2; }
+__global__ void touch_more(unsigned char* out) {
+    out[0] = 2;
+}
 
 struct Whole {
     unsigned char bytes[100 * 1024];
@@ -16,7 +18,8 @@ struct Whole {
 // Writes every byte of shared memory and says where it begins.
 __global__ void fill_shared(unsigned* out) {
     auto& shared = shared_as<Whole>();
-    for (unsigned i = threadIdx.x; i < sizeof(Whole); i += blockDim.x) shared.bytes[i] = static_cast<unsigned char>(i * 7);
+    for (unsigned i = threadIdx.x; i < sizeof(Whole); i += blockDim.x)
+        shared.bytes[i] = static_cast<unsigned char>(i * 7);
     __syncthreads();
     unsigned sum = 0;
     for (unsigned i = (threadIdx.x + 1) % blockDim.x; i < sizeof(Whole); i += blockDim.x) sum += shared.bytes[i];
@@ -39,7 +42,9 @@ cudaError_t try_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t share
 
 TEST_CASE("launches beyond the limits are refused with the toolkit's codes", "[simt][runtime]") {
     Device<unsigned char> out(1);
-    auto launch_more = [&](dim3 grid, dim3 block, size_t shared) { return try_launch(touch_more, grid, block, shared, out.data); };
+    auto launch_more = [&](dim3 grid, dim3 block, size_t shared) {
+        return try_launch(touch_more, grid, block, shared, out.data);
+    };
     CHECK(launch_more(1, 1024, 0) == cudaSuccess);
     CHECK(launch_more(1, 1025, 0) != cudaSuccess);
     CHECK(launch_more(1, dim3(32, 33), 0) != cudaSuccess);

@@ -57,7 +57,8 @@ __global__ void shuffle_chain(unsigned* out, int steps) {
     for (int s = 0; s < steps; s++) {
         unsigned other = __shfl_xor_sync(0xffffffffu, v, 1 + s % 31);
         v = v * 1664525u + other;
-        if ((threadIdx.x + static_cast<unsigned>(s)) % 5 == 0) v ^= __shfl_sync(1u << threadIdx.x % 32, v, static_cast<int>(threadIdx.x % 32)) >> 3;
+        if ((threadIdx.x + static_cast<unsigned>(s)) % 5 == 0)
+            v ^= __shfl_sync(1u << threadIdx.x % 32, v, static_cast<int>(threadIdx.x % 32)) >> 3;
     }
     out[threadIdx.x] = v;
 }

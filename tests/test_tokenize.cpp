@@ -103,8 +103,9 @@ TEST_CASE("tokenize: a separator line becomes one token, with the newlines at bo
     REQUIRE(prepared({"<|endoftext|>\none"}) == text("\0one", 4));
     REQUIRE(prepared({"one\n\n<|endoftext|>\n\ntwo"}) == text("one\n\0\ntwo", 9));
     REQUIRE(prepared({"a\n<|endoftext|>\n<|endoftext|>\nb"}) == text("a\0\0b", 4));
-    for (const char* same : {"no newline", "a\n", "\n", "\n\n\na", "a<|endoftext|>\nb", "a\n<|endoftext|> \nb",
-                             "a\n <|endoftext|>\nb", "a\n<|endoftext|>\r\nb", "a\r\nb", "a\n<|endoftext|", "a\n<|endoftext|>b"}) {
+    for (const char* same :
+         {"no newline", "a\n", "\n", "\n\n\na", "a<|endoftext|>\nb", "a\n<|endoftext|> \nb", "a\n <|endoftext|>\nb",
+          "a\n<|endoftext|>\r\nb", "a\r\nb", "a\n<|endoftext|", "a\n<|endoftext|>b"}) {
         CAPTURE(same);
         REQUIRE(prepared({same}) == bytes_of(same));
     }
@@ -124,7 +125,8 @@ TEST_CASE("tokenize: between inputs a document ends", "[tokenize]") {
 TEST_CASE("tokenize: random texts in pieces of random sizes match the plain reading", "[tokenize]") {
     Random random(11);
     for (int round = 0; round < 3000; round++) {
-        std::string separator = std::vector<std::string>{"<>", "a", "", "aab", "\r"}[static_cast<size_t>(random.below(5))];
+        std::string separator =
+            std::vector<std::string>{"<>", "a", "", "aab", "\r"}[static_cast<size_t>(random.below(5))];
         std::string text;
         for (int n = random.below(40); n > 0; n--) {
             int kind = random.below(5);
@@ -217,8 +219,8 @@ TEST_CASE("tokenize: of several documents whole ones are held out, evenly, near 
         int documents;
         double fraction, slack;
     };
-    for (Case c : {Case{1000, 0.1, 0.01}, Case{1000, 0.01, 0.005}, Case{10, 0.1, 0.1}, Case{6, 0.1, 0.15}, Case{2, 0.5, 0.4},
-                   Case{500, 0.7, 0.01}, Case{50, 1.0, 0}}) {
+    for (Case c : {Case{1000, 0.1, 0.01}, Case{1000, 0.01, 0.005}, Case{10, 0.1, 0.1}, Case{6, 0.1, 0.15},
+                   Case{2, 0.5, 0.4}, Case{500, 0.7, 0.01}, Case{50, 1.0, 0}}) {
         TempFolder folder;
         std::vector<std::string> documents;
         std::string text;
@@ -235,7 +237,8 @@ TEST_CASE("tokenize: of several documents whole ones are held out, evenly, near 
         CAPTURE(c.documents, c.fraction, summary.val_documents);
         REQUIRE(summary.documents == c.documents);
         REQUIRE_FALSE(summary.tail_held_out);
-        double got = static_cast<double>(summary.val_tokens) / static_cast<double>(summary.train_tokens + summary.val_tokens);
+        double got =
+            static_cast<double>(summary.val_tokens) / static_cast<double>(summary.train_tokens + summary.val_tokens);
         REQUIRE(std::abs(got - c.fraction) <= c.slack);
         // Every document is whole and in one split, in its order.
         std::string train, val;
@@ -309,8 +312,10 @@ TEST_CASE("tokenizer: bytes to tokens and back, and its file", "[tokenize]") {
     says("{\"kind\": \"words\"}", "of kind 'words'");
     says("{\"kind\": \"bytes\", \"vocab_size\": 257}", "does not describe");
     says("{\"kind\": \"bytes\", \"eot_token\": \"a\"}", "does not describe");
-    REQUIRE(user_error_of([] { tokenizer_create("gpt2:folder"); }).find("no BPE tokenizer; use 'bytes'") != std::string::npos);
-    REQUIRE(user_error_of([] { tokenizer_create("byte"); }).find("'byte' is not known; use 'bytes'") != std::string::npos);
+    REQUIRE(user_error_of([] { tokenizer_create("gpt2:folder"); }).find("no BPE tokenizer; use 'bytes'") !=
+            std::string::npos);
+    REQUIRE(user_error_of([] { tokenizer_create("byte"); }).find("'byte' is not known; use 'bytes'") !=
+            std::string::npos);
 }
 
 TEST_CASE("tokenize: the command line", "[tokenize]") {
@@ -330,16 +335,19 @@ TEST_CASE("tokenize: the command line", "[tokenize]") {
     Result help = run(folder, "--help");
     REQUIRE(help.status == 0);
     REQUIRE(help.err.empty());
-    for (const char* option : {"INPUT", "--out", "--tokenizer", "--val-fraction", "--shard-tokens", "--separator", "=0.1"}) {
+    for (const char* option :
+         {"INPUT", "--out", "--tokenizer", "--val-fraction", "--shard-tokens", "--separator", "=0.1"}) {
         REQUIRE(help.out.find(option) != std::string::npos);
     }
-    put_bytes(folder / "a.xz", std::string("\xFD" "7zXZ\0\0\0", 8));
+    put_bytes(folder / "a.xz", std::string("\xFD"
+                                           "7zXZ\0\0\0",
+                                           8));
     for (const char* bad :
          {"", "a.txt", "--out x", "missing --out x", "a.txt --out x --bogus 1", "a.txt --out x --val-fraction 1.5",
           "a.txt --out x --val-fraction nan", "a.txt --out x --val-fraction two", "a.txt --out x --shard-tokens 0",
-          "a.txt --out x --shard-tokens 3000000000", "a.txt --out x --separator 'a\nb'", "a.txt --out x --tokenizer gpt2:.",
-          "a.txt --out x --tokenizer word", ". --out x", "a.txt --out a.txt/x", "a.txt --out d/", "- --out x </dev/null",
-          "a.xz --out x", "a.txt --out ''"}) {
+          "a.txt --out x --shard-tokens 3000000000", "a.txt --out x --separator 'a\nb'",
+          "a.txt --out x --tokenizer gpt2:.", "a.txt --out x --tokenizer word", ". --out x", "a.txt --out a.txt/x",
+          "a.txt --out d/", "- --out x </dev/null", "a.xz --out x", "a.txt --out ''"}) {
         Result result = run(folder, bad);
         CAPTURE(bad, result.out, result.err);
         REQUIRE(result.status == 1);

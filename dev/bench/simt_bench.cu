@@ -1,9 +1,8 @@
 // Costs of the CPU machine's primitives: nanoseconds per switch, shuffle and collective, and two elementwise kernels
 // against plain OpenMP loops. Prints one line each. simt/README.md has the command.
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
-#include <cstdlib>
+#include <ctime>
 #include <vector>
 
 #include "kernels/common.cuh"
@@ -83,19 +82,29 @@ __global__ void __launch_bounds__(256) gelus(float* out, const float* a, int n) 
     for (int i = 0; i < PACKS * 4; i++) out[base + i] = v[i];
 }
 
-// Median of several runs, in seconds.
+double seconds(clockid_t clock) {
+    timespec t;
+    clock_gettime(clock, &t);
+    return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
+// Median of several runs, in seconds: of this thread's own time, so that a busy machine does not disturb it, or on the
+// clock, for what several threads do.
 template <class F>
-double time_of(F&& f) {
+double time_of(F&& f, clockid_t clock = CLOCK_THREAD_CPUTIME_ID) {
     std::vector<double> times;
     f();
     for (int i = 0; i < 9; i++) {
-        auto begin = std::chrono::steady_clock::now();
+        double begin = seconds(clock);
         f();
-        CUDA_CHECK(cudaDeviceSynchronize());
-        times.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+        times.push_back(seconds(clock) - begin);
     }
     std::sort(times.begin(), times.end());
     return times[times.size() / 2];
+}
+template <class F>
+double wall_time_of(F&& f) {
+    return time_of(f, CLOCK_MONOTONIC);
 }
 
 }  // namespace
@@ -128,25 +137,25 @@ int main() {
     }
     t = time_of([&] { launch(nothing, 1, 32, 0, nullptr); });
     std::printf("launch of one block of 32          %8.2f ns\n", t * 1e9);
-    t = time_of([&] { launch(nothing, 100000, 32, 0, nullptr); });
+    t = wall_time_of([&] { launch(nothing, 100000, 32, 0, nullptr); });
     std::printf("empty block of 32                  %8.2f ns\n", t / 100000 * 1e9);
-    t = time_of([&] { launch(nothing, 10000, 1024, 0, nullptr); });
+    t = wall_time_of([&] { launch(nothing, 10000, 1024, 0, nullptr); });
     std::printf("empty thread                       %8.2f ns\n", t / 10000 / 1024 * 1e9);
 
     int blocks = n / (256 * PACKS * 4);
-    t = time_of([&] { launch(add, blocks, 256, 0, nullptr, c, a, b, n); });
+    t = wall_time_of([&] { launch(add, blocks, 256, 0, nullptr, c, a, b, n); });
     std::printf("add, 16M floats                    %8.2f ms\n", t * 1e3);
-    t = time_of([&] { launch(add_strided, blocks, 256, 0, nullptr, c, a, b, n); });
+    t = wall_time_of([&] { launch(add_strided, blocks, 256, 0, nullptr, c, a, b, n); });
     std::printf("add, 16M floats, strided packs     %8.2f ms\n", t * 1e3);
-    t = time_of([&] {
+    t = wall_time_of([&] {
 #pragma omp parallel for
         for (int i = 0; i < n; i++) c[i] = a[i] + b[i];
     });
     std::printf("add, plain OpenMP loop             %8.2f ms\n", t * 1e3);
     for (int i = 0; i < n; i++) a[i] = static_cast<float>(i % 1000) * 0.01f - 5.0f;
-    t = time_of([&] { launch(gelus, blocks, 256, 0, nullptr, c, a, n); });
+    t = wall_time_of([&] { launch(gelus, blocks, 256, 0, nullptr, c, a, n); });
     std::printf("gelu, 16M floats                   %8.2f ms, %.2f ns per element\n", t * 1e3, t / n * 1e9);
-    t = time_of([&] {
+    t = wall_time_of([&] {
 #pragma omp parallel for
         for (int i = 0; i < n; i++) c[i] = gelu(a[i]);
     });

@@ -85,8 +85,12 @@ __device__ __forceinline__ int warps_in_block() {
 }  // namespace collective
 
 // Over the 32 lanes of the warp. With an array: K sums at once, each v[k] over the lanes. K <= 64.
-__device__ __forceinline__ float warp_sum(float v) { return collective::butterfly<collective::Sum>(v, 32); }
-__device__ __forceinline__ float warp_max(float v) { return collective::butterfly<collective::Max>(v, 32); }
+__device__ __forceinline__ float warp_sum(float v) {
+    return collective::butterfly<collective::Sum>(v, 32);
+}
+__device__ __forceinline__ float warp_max(float v) {
+    return collective::butterfly<collective::Max>(v, 32);
+}
 template <int K>
 __device__ __forceinline__ void warp_sum(float (&v)[K]) {
     collective::warp_fold<collective::Sum>(v);
@@ -96,9 +100,10 @@ __device__ __forceinline__ void warp_max(float (&v)[K]) {
     collective::warp_fold<collective::Max>(v);
 }
 
-// Over a row: the threads with the same threadIdx.y. blockDim.x is a multiple of 32, blockDim.z is 1. With blockDim.x == 32
-// a row is a warp and there is no barrier, so warps may call it apart, and scratch is not touched; otherwise all threads of
-// the block must call it together. scratch: K*32*blockDim.y floats of shared memory, free to use again at once.
+// Over a row: the threads with the same threadIdx.y. blockDim.x is a multiple of 32, blockDim.z is 1. With blockDim.x
+// == 32 a row is a warp and there is no barrier, so warps may call it apart, and scratch is not touched; otherwise all
+// threads of the block must call it together. scratch: K*32*blockDim.y floats of shared memory, free to use again at
+// once.
 template <int K>
 __device__ __forceinline__ void row_sum(float (&v)[K], float* scratch) {
     collective::row_fold<collective::Sum>(v, scratch);

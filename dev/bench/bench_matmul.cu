@@ -1,0 +1,86 @@
+// The products of a transformer layer and of the head, and the activation. A product's share of the ceiling is that of a
+// large square product in the same run; fused epilogues stand beside the same work in two steps.
+#include <cstdint>
+
+#include "dev/bench/bench.h"
+#include "kernels/activation.cuh"
+#include "kernels/matmul.cuh"
+
+namespace {
+
+template <class T>
+struct Array {
+    T* data = nullptr;
+    explicit Array(int64_t count, float scale = 1.0f) {
+        std::vector<T> host(static_cast<size_t>(count));
+        uint32_t state = 12345;
+        for (T& x : host) {
+            state = state * 1664525u + 1013904223u;
+            x = from_float<T>((static_cast<float>(state >> 8) * 0x1p-23f - 1.0f) * scale);
+        }
+        CUDA_CHECK(cudaMalloc(reinterpret_cast<void**>(&data), host.size() * sizeof(T)));
+        CUDA_CHECK(cudaMemcpy(data, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
+    }
+    ~Array() { cudaFree(data); }
+    Array(const Array&) = delete;
+    Array& operator=(const Array&) = delete;
+};
+
+void products(Matmul* mm, int N, int C, int OC) {
+    const int64_t n = N;
+    const std::string shape = format("N=%d C=%d OC=%d", N, C, OC);
+    const double flops = 2.0 * N * C * OC;
+    Array<floatX> inp(n * C), weight(static_cast<int64_t>(OC) * C, 0.05f), bias(OC), out(n * OC), pre(n * OC), dout(n * OC);
+    Array<floatX> dinp(n * C), pre_in(n * C);
+    Array<float> dweight(static_cast<int64_t>(OC) * C);
+    auto report = [&](const char* name, const std::function<void()>& work, const std::function<void()>& two_steps = nullptr) {
+        BenchRow row{.name = name, .shape = shape, .us = time_us(work), .flops = flops};
+        if (two_steps) row.reference_us = time_us(two_steps), row.reference = "two steps";
+        bench_report(row);
+    };
+    const auto gelu = Activation::gelu_new;
+    auto forward = [&] { matmul_forward(mm, pre.data, inp.data, weight.data, bias.data, N, C, OC, nullptr); };
+    auto backward = [&] { matmul_backward_input(mm, dinp.data, dout.data, weight.data, N, C, OC, false, nullptr); };
+    report("matmul_forward", forward);
+    report("matmul_activation_forward",
+           [&] { matmul_activation_forward(mm, out.data, pre.data, inp.data, weight.data, bias.data, gelu, N, C, OC, nullptr); },
+           [&] { forward(), activation_forward(out.data, pre.data, gelu, n * OC, nullptr); });
+    report("matmul_backward_input", backward);
+    report("matmul_activation_backward_input",
+           [&] { matmul_activation_backward_input(mm, dinp.data, dout.data, weight.data, pre_in.data, gelu, N, C, OC, nullptr); },
+           [&] { backward(), activation_backward(dinp.data, dinp.data, pre_in.data, gelu, n * C, nullptr); });
+    report("matmul_backward_weight",
+           [&] { matmul_backward_weight(mm, dweight.data, dout.data, inp.data, N, C, OC, nullptr); });
+}
+
+void activations(int64_t N, int C) {
+    const int64_t n = N * C;
+    Array<floatX> a(n, 3), b(n), c(n);
+    const double bytes = static_cast<double>(n) * sizeof(floatX);
+    for (Activation act : {Activation::gelu_new, Activation::gelu}) {
+        const std::string shape = format("N=%d C=%d %s", static_cast<int>(N), C, act == Activation::gelu_new ? "gelu_new" : "gelu");
+        bench_report({"activation_forward", shape, time_us([&] { activation_forward(c.data, a.data, act, n, nullptr); }), 2 * bytes});
+        bench_report({"activation_backward", shape, time_us([&] { activation_backward(c.data, b.data, a.data, act, n, nullptr); }),
+                      3 * bytes});
+    }
+}
+
+}  // namespace
+
+void bench_matmul(const BenchShape& shape) {
+    Matmul* mm = matmul_create();
+    struct Case {
+        int N, C;
+    };
+    std::vector<Case> cases = {{512, 128}, {4096, 768}};
+    if (multiprocessors() > 64) cases.push_back({16384, 1024});  // enough rows to fill a large GPU
+    if (shape.C > 0) cases = {{(shape.B ? shape.B : 1) * (shape.T ? shape.T : 1024), shape.C}};
+    for (const Case& at : cases) {
+        products(mm, at.N, at.C, 3 * at.C);
+        products(mm, at.N, at.C, 4 * at.C);
+        products(mm, at.N, 4 * at.C, at.C);
+        activations(at.N, 4 * at.C);
+    }
+    if (shape.vocab > 0) products(mm, cases[0].N, cases[0].C, (shape.vocab + 127) / 128 * 128);
+    matmul_destroy(mm);
+}
