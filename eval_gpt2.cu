@@ -18,7 +18,10 @@ static int evaluate(int argc, char** argv) {
     cli_defaults(app, "eval_gpt2");
     app.add_option("--model", dir, "checkpoint, run or Hugging Face folder")->type_name("DIR");
     app.add_option("--task", tasks, "what to score; repeatable: ppl=FILE (perplexity of a text)")
-        ->type_name("NAME=FILE")->take_all()->allow_extra_args(false)->default_str("");
+        ->type_name("NAME=FILE")
+        ->take_all()
+        ->allow_extra_args(false)
+        ->default_str("");
     app.add_option("--batch", batch, "sequences at a time");
     app.add_option("--stride", stride, "ppl: tokens between windows; 0: the context, no overlap");
     app.add_option("--json", json_path, "write the scores here as well")->type_name("FILE");
@@ -47,11 +50,13 @@ static int evaluate(int argc, char** argv) {
     nlohmann::ordered_json scores = nlohmann::ordered_json::array();
     for (const auto& [path, text] : texts) {
         const Perplexity p = perplexity(*loaded.model, text, loaded.tokenizer->eot(), batch, config.context, stride);
-        if (!std::isfinite(p.nll)) throw user_error("%s: the model's loss on %s is not finite", loaded.folder.c_str(), path.c_str());
-        printf("ppl %s: %.6f per token, %.6f per word, %.6f bits per byte (%lld tokens, %lld words, %lld bytes)\n", path.c_str(),
-               p.ppl(), p.word_ppl(), p.bits_per_byte(), static_cast<long long>(p.tokens), static_cast<long long>(p.words),
-               static_cast<long long>(p.bytes));
-        nlohmann::ordered_json score = {{"task", "ppl"}, {"file", path}, {"n", p.tokens}, {"skipped", 0}, {"ppl", p.ppl()}};
+        if (!std::isfinite(p.nll))
+            throw user_error("%s: the model's loss on %s is not finite", loaded.folder.c_str(), path.c_str());
+        printf("ppl %s: %.6f per token, %.6f per word, %.6f bits per byte (%lld tokens, %lld words, %lld bytes)\n",
+               path.c_str(), p.ppl(), p.word_ppl(), p.bits_per_byte(), static_cast<long long>(p.tokens),
+               static_cast<long long>(p.words), static_cast<long long>(p.bytes));
+        nlohmann::ordered_json score = {
+            {"task", "ppl"}, {"file", path}, {"n", p.tokens}, {"skipped", 0}, {"ppl", p.ppl()}};
         if (p.words > 0) score["word_ppl"] = p.word_ppl();
         score["bits_per_byte"] = p.bits_per_byte();
         scores.push_back(score);

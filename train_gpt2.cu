@@ -1,7 +1,7 @@
 // train_gpt2: one training run, from the command line to the last checkpoint.
 //
-// Read main() at the end first, then train(), which is a run from top to bottom; above it stand the parts it is made of.
-// Under mpirun every rank runs all of this; rank 0 alone prints, writes and reads what only one must read.
+// Read main() at the end first, then train(), which is a run from top to bottom; above it stand the parts it is made
+// of. Under mpirun every rank runs all of this; rank 0 alone prints, writes and reads what only one must read.
 #include <fnmatch.h>
 
 #include <chrono>
@@ -28,7 +28,9 @@ constexpr int MAX_SKIPS = 10;  // updates without a finite gradient norm, in a r
 // Signals: the handler leaves a mark, the loop sees it after the update and ends with a checkpoint.
 
 static volatile sig_atomic_t signal_seen = 0;
-static void on_signal(int) { signal_seen = 1; }
+static void on_signal(int) {
+    signal_seen = 1;
+}
 
 static double seconds_now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -47,18 +49,18 @@ struct Run {
     Comm* comm = nullptr;
     int rank = 0, ranks = 1;
 
-    std::string folder;           // --init-from, as found
-    int64_t resume_step = -1;     // of the checkpoint to continue from; -1: a fresh start
+    std::string folder;        // --init-from, as found
+    int64_t resume_step = -1;  // of the checkpoint to continue from; -1: a fresh start
     std::vector<std::string> notes;
     ModelConfig config;
     int B = 0, T = 0;
-    int64_t total_batch = 0;      // tokens per update, all ranks
-    int64_t micro_steps = 0;      // micro-batches per update and rank
+    int64_t total_batch = 0;  // tokens per update, all ranks
+    int64_t micro_steps = 0;  // micro-batches per update and rank
     Schedule schedule;
 
     Loader train, val;
-    int64_t val_batches = 0;      // 0: no validation
-    std::string tokenizer_file;   // beside the shards; empty: none
+    int64_t val_batches = 0;     // 0: no validation
+    std::string tokenizer_file;  // beside the shards; empty: none
     TokenizerPtr tokenizer;
     std::vector<EvalFile> evals;
 
@@ -81,7 +83,8 @@ static void find_out_folder(Run& run) {
     if (o.resume) {
         run.resume_step = checkpoint_newest(o.out, run.notes);
     } else if (file_exists(o.out + "/log.jsonl") || !checkpoint_steps(o.out).empty()) {
-        throw user_error("--out %s holds a run already; continue it with --resume or choose another folder", o.out.c_str());
+        throw user_error("--out %s holds a run already; continue it with --resume or choose another folder",
+                         o.out.c_str());
     }
     make_folders(o.out);
     checkpoint_prune(o.out, 0);
@@ -103,6 +106,7 @@ static void choose_model(Run& run) {
     const std::string path = checkpoint_path(o.out, run.resume_step) + "/config.json";
     run.config = config_from_json(read_text(path), path, run.notes);
     check_config(run.config);
+    run.config.residual_step -= run.resume_step;  // where the run began: 0 but after --init-from
     if (o.model.empty()) return;
     ModelConfig asked = options_config(o, "", run.notes);
     asked.residual_step = run.config.residual_step;
@@ -116,16 +120,20 @@ static void choose_sizes(Run& run) {
     for (const std::string& pattern : o.freeze) {
         bool matches = false;
         for (const Tensor& tensor : build_registry(run.config).tensors)
-            matches = matches || pattern == class_name(tensor.cls) || fnmatch(pattern.c_str(), tensor.name.c_str(), 0) == 0;
+            matches =
+                matches || pattern == class_name(tensor.cls) || fnmatch(pattern.c_str(), tensor.name.c_str(), 0) == 0;
         if (!matches)
-            throw user_error("--freeze %s: neither a class (embed, head, matrix, norm, bias, gate) nor a pattern of the model's "
-                             "tensors' names", pattern.c_str());
+            throw user_error(
+                "--freeze %s: neither a class (embed, head, matrix, norm, bias, gate) nor a pattern of the model's "
+                "tensors' names",
+                pattern.c_str());
     }
     if (run.resume_step >= 0) {
         run.state = checkpoint_read_state(checkpoint_path(o.out, run.resume_step));
         for (const auto& [name, value] : run.state.settings) {
             // Another number of ranks goes on with the same updates unless told otherwise.
-            if (name == "total-batch" && !o.total_batch && run.state.step > 0) o.total_batch = std::atoll(value.c_str());
+            if (name == "total-batch" && !o.total_batch && run.state.step > 0)
+                o.total_batch = std::atoll(value.c_str());
         }
     }
     run.B = o.batch;
@@ -136,10 +144,12 @@ static void choose_sizes(Run& run) {
     run.total_batch = o.total_batch.value_or(step);
     run.micro_steps = run.total_batch / step;
     if (run.total_batch % step != 0) {
-        const std::string lower = run.micro_steps > 0 ? format("%lld or ", static_cast<long long>(run.micro_steps * step)) : "";
-        throw user_error("--total-batch %lld is no multiple of batch x seq x ranks = %d x %d x %d = %lld; nearest: %s%lld",
-                         static_cast<long long>(run.total_batch), run.B, run.T, run.ranks, static_cast<long long>(step),
-                         lower.c_str(), static_cast<long long>((run.micro_steps + 1) * step));
+        const std::string lower =
+            run.micro_steps > 0 ? format("%lld or ", static_cast<long long>(run.micro_steps * step)) : "";
+        throw user_error(
+            "--total-batch %lld is no multiple of batch x seq x ranks = %d x %d x %d = %lld; nearest: %s%lld",
+            static_cast<long long>(run.total_batch), run.B, run.T, run.ranks, static_cast<long long>(step),
+            lower.c_str(), static_cast<long long>((run.micro_steps + 1) * step));
     }
     o.seq = run.T;
     o.total_batch = run.total_batch;
@@ -154,16 +164,19 @@ static void compare_settings(Run& run) {
     for (const auto& [name, before] : run.state.settings) {
         if (now.count(name) == 0 || now[name] == before) continue;
         if (name == "seed" || name == "seq" || name == "shuffle")
-            throw user_error("--resume: --%s was %s and is %s now, which would be another data order; leave it as it was",
-                             name.c_str(), before.c_str(), now[name].c_str());
-        if (run.state.step > 0) run.notes.push_back(format("--%s was %s, is %s now", name.c_str(), before.c_str(), now[name].c_str()));
+            throw user_error(
+                "--resume: --%s was %s and is %s now, which would be another data order; leave it as it was",
+                name.c_str(), before.c_str(), now[name].c_str());
+        if (run.state.step > 0)
+            run.notes.push_back(format("--%s was %s, is %s now", name.c_str(), before.c_str(), now[name].c_str()));
     }
     int64_t tokens = 0;
     for (const Shard& shard : run.train.shards) tokens += shard.num_tokens;
     if (run.state.train_tokens != 0 && run.state.train_tokens != tokens)
-        throw user_error("--resume: the shards of --train hold %lld tokens now and %lld when the checkpoint was written; "
-                         "give the same, or start from it with --init-from",
-                         static_cast<long long>(tokens), static_cast<long long>(run.state.train_tokens));
+        throw user_error(
+            "--resume: the shards of --train hold %lld tokens now and %lld when the checkpoint was written; "
+            "give the same, or start from it with --init-from",
+            static_cast<long long>(tokens), static_cast<long long>(run.state.train_tokens));
 }
 
 // Opens the shards, the tokenizer beside them and the evaluation texts.
@@ -181,7 +194,8 @@ static void open_data(Run& run) {
         run.val = loader_create(o.val, run.config.vocab, run.B, run.T, 0, 1, false, o.seed);
         run.val_batches = loader_validation_batches(run.val);
         if (run.val_batches == 0)
-            throw user_error("--val %s: no shard holds a batch of %d x %d tokens and the one after them", o.val.c_str(), run.B, run.T);
+            throw user_error("--val %s: no shard holds a batch of %d x %d tokens and the one after them", o.val.c_str(),
+                             run.B, run.T);
         if (o.val_batches.value_or(0) > 0) run.val_batches = std::min(run.val_batches, *o.val_batches);
     }
     run.tokenizer_file = tokenizer_beside(run.train.shards[0].path);
@@ -206,8 +220,8 @@ static void make_model(Run& run) {
         std::vector<float> master(size), m(size), v(size);
         weights_read(folder, registry, master.data());
         checkpoint_read_optimizer(folder, registry, m.data(), v.data(), master.data());
-        // The same seed and step round the working copy of a bf16 build as the update did.
-        model_write_master(*run.model, master.data(), o.seed, static_cast<uint64_t>(run.state.step));
+        // The same seed and update round the working copy of a bf16 build as the update did.
+        model_write_master(*run.model, master.data(), o.seed, static_cast<uint64_t>(run.state.last_change));
         model_write_moments(*run.model, m.data(), v.data());
         return;
     }
@@ -327,20 +341,23 @@ static int train_loop(Run& run) {
         const bool stop = sums[1] > 0;
         run.state.step = step;
         run.state.tokens += run.total_batch;
+        if (std::isfinite(grad_norm)) run.state.last_change = step;
         log_step(run.log, {step, run.state.tokens, run.total_batch, loss, grad_norm, settings.lr,
                            (seconds_now() - step_start) * 1e3, run.machine.peak_flops * run.ranks, flops});
 
-        // A gradient that is no number leaves the weights as they were (model_update); a loss that is none comes from the
-        // weights themselves, and no further update mends them.
+        // A gradient that is no number leaves the weights as they were (model_update); a loss that is none comes from
+        // the weights themselves, and no further update mends them.
         skips = std::isfinite(grad_norm) ? 0 : skips + 1;
         if (skips > 0) log_skip(run.log, step, "the gradient norm is not finite");
         if (!std::isfinite(loss) || skips == MAX_SKIPS) {
             log_end(run.log, step, "diverged", seconds_now() - run_start);
             if (run.rank == 0) {
-                const std::string what = std::isfinite(loss) ? format("%d updates in a row had no finite gradient", MAX_SKIPS)
-                                                             : std::string("the loss is not finite");
-                print_error("train_gpt2", format("step %lld: %s, the run has diverged; lower --lr, or lengthen --warmup",
-                                                 static_cast<long long>(step), what.c_str()));
+                const std::string what = std::isfinite(loss)
+                                             ? format("%d updates in a row had no finite gradient", MAX_SKIPS)
+                                             : std::string("the loss is not finite");
+                print_error("train_gpt2",
+                            format("step %lld: %s, the run has diverged; lower --lr, or lengthen --warmup",
+                                   static_cast<long long>(step), what.c_str()));
             }
             return EXIT_DIVERGED;
         }
@@ -353,7 +370,8 @@ static int train_loop(Run& run) {
         }
         if (run.rank == 0 && due(o.eval_every.value_or(0))) {
             for (const EvalFile& eval : run.evals)
-                log_eval(run.log, step, perplexity(*run.model, eval.text, run.tokenizer->eot(), run.B, run.T, 0), eval.path);
+                log_eval(run.log, step, perplexity(*run.model, eval.text, run.tokenizer->eot(), run.B, run.T, 0),
+                         eval.path);
         }
         if (run.rank == 0 && o.sample_every > 0 && due(o.sample_every)) print_sample(run, step);
         if (stop || last || (o.save_every > 0 && step % o.save_every == 0)) save_checkpoint(run);
@@ -381,8 +399,8 @@ static int dry_run(const TrainOptions& o) {
     const Registry registry = build_registry(config);
     printf("%-24s%lld\n", "parameters", static_cast<long long>(registry.num_params));
     printf("%-24s%.6e (seq %d)\n", "FLOPs per token", flops_per_token(config, sizes.T), sizes.T);
-    printf("%-24s%lld (%lld micro-batches of %d x %d)\n", "tokens per update", static_cast<long long>(sizes.total_batch),
-           static_cast<long long>(sizes.micro_steps), sizes.B, sizes.T);
+    printf("%-24s%lld (%lld micro-batches of %d x %d)\n", "tokens per update",
+           static_cast<long long>(sizes.total_batch), static_cast<long long>(sizes.micro_steps), sizes.B, sizes.T);
     const std::vector<MemorySegment> segments = model_memory(config, sizes.B, sizes.T, Use::training);
     printf("memory of one rank at batch %d\n", sizes.B);
     for (const MemorySegment& segment : segments)
@@ -416,7 +434,8 @@ static int train(int argc, char** argv) {
     run.resume_step = comm_broadcast(run.comm, run.resume_step);
     if (run.resume_step >= 0 && run.resume_step >= o.steps) {
         if (run.rank == 0)
-            printf("the run in %s is complete: its newest checkpoint is of step %lld\n", o.out.c_str(), static_cast<long long>(run.resume_step));
+            printf("the run in %s is complete: its newest checkpoint is of step %lld\n", o.out.c_str(),
+                   static_cast<long long>(run.resume_step));
         return EXIT_DONE;
     }
     together(run.comm, [&] {
@@ -424,14 +443,20 @@ static int train(int argc, char** argv) {
         choose_sizes(run);
     });
     // Rank 0 goes first: it scans the shards, the others find its result beside them.
-    together(run.comm, [&] { if (run.rank == 0) open_data(run); });
-    together(run.comm, [&] { if (run.rank != 0) open_data(run); });
+    together(run.comm, [&] {
+        if (run.rank == 0) open_data(run);
+    });
+    together(run.comm, [&] {
+        if (run.rank != 0) open_data(run);
+    });
     together(run.comm, [&] {
         run.machine = find_machine();
         make_model(run);
         if (run.rank == 0 && o.resume) {
-            if (run.resume_step >= 0) log_cut(o.out, run.resume_step);
-            else if (file_exists(o.out + "/log.jsonl")) write_text_atomic(o.out + "/log.jsonl", "");
+            if (run.resume_step >= 0)
+                log_cut(o.out, run.resume_step);
+            else if (file_exists(o.out + "/log.jsonl"))
+                write_text_atomic(o.out + "/log.jsonl", "");
         }
         const bool has_log = file_exists(o.out + "/log.jsonl");
         run.log = log_open(o.out, o.steps, run.rank);

@@ -14,7 +14,9 @@ namespace {
 
 constexpr const char* optimizer_file = "optimizer_0000.safetensors";  // one shard: moments are whole on every rank
 
-std::string last_name(const std::string& path) { return path.substr(path.find_last_of('/') + 1); }
+std::string last_name(const std::string& path) {
+    return path.substr(path.find_last_of('/') + 1);
+}
 
 // The step in a checkpoint's name, step_%08d; -1 for any other name.
 int64_t step_of(const std::string& name) {
@@ -29,9 +31,12 @@ ordered_json state_to_json(const RunState& s) {
     j["step"] = s.step;
     j["tokens"] = s.tokens;
     j["seed"] = s.seed;
-    j["generator"] = {{"kind", "counter"}, {"seed", s.seed}, {"step", s.step}};
+    j["generator"] = {{"kind", "counter"}, {"seed", s.seed}, {"step", s.last_change}};
     j["world_size"] = s.world_size;
-    j["data"] = {{"tokens", s.train_tokens}, {"shard", s.at.shard}, {"token", s.at.token}, {"epoch", s.at.epoch},
+    j["data"] = {{"tokens", s.train_tokens},
+                 {"shard", s.at.shard},
+                 {"token", s.at.token},
+                 {"epoch", s.at.epoch},
                  {"window", s.at.window}};
     ordered_json settings = ordered_json::object();
     for (const auto& [name, value] : s.settings) settings[name] = value;
@@ -74,7 +79,7 @@ std::string checkpoint_save(const std::string& run, const RunState& state, const
     std::vector<std::string> names = {"config.json", "model.safetensors"};
 
     ModelConfig config_now = config;
-    config_now.residual_step = state.step;
+    config_now.residual_step += state.step;
     write_text_atomic(path + "/config.json", config_to_json(config_now));
     weights_write(path + "/model.safetensors", registry, arrays.master, dtype);
     if (arrays.m != nullptr) {
@@ -138,6 +143,7 @@ RunState checkpoint_read_state(const std::string& folder) {
         s.step = j.at("step").get<int64_t>();
         s.tokens = j.at("tokens").get<int64_t>();
         s.seed = j.at("seed").get<uint64_t>();
+        s.last_change = j.at("generator").at("step").get<int64_t>();
         s.world_size = j.at("world_size").get<int>();
         const ordered_json& data = j.at("data");
         s.train_tokens = data.at("tokens").get<int64_t>();
@@ -145,7 +151,8 @@ RunState checkpoint_read_state(const std::string& folder) {
         s.at.token = data.at("token").get<int64_t>();
         s.at.epoch = data.at("epoch").get<int64_t>();
         s.at.window = data.at("window").get<int64_t>();
-        for (const auto& [name, value] : j.at("settings").items()) s.settings.emplace_back(name, value.get<std::string>());
+        for (const auto& [name, value] : j.at("settings").items())
+            s.settings.emplace_back(name, value.get<std::string>());
         s.versions = j.at("versions").get<std::map<std::string, std::string>>();
     } catch (const ordered_json::exception& error) {
         throw user_error("%s/state.json: %s; use another checkpoint", folder.c_str(), error.what());
@@ -188,7 +195,8 @@ std::string model_folder(const std::string& dir, std::vector<std::string>& notes
         return checkpoint_path(folder, step);
     }
     if (!file_exists(folder + "/config.json"))
-        throw user_error("%s: neither a checkpoint or Hugging Face folder (config.json) nor a run folder (step_*)", dir.c_str());
+        throw user_error("%s: neither a checkpoint or Hugging Face folder (config.json) nor a run folder (step_*)",
+                         dir.c_str());
     if (file_exists(folder + "/state.json")) {
         const std::string fault = checkpoint_fault(folder, true);
         if (!fault.empty()) throw user_error("%s", fault.c_str());

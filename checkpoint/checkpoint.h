@@ -1,6 +1,6 @@
 // Checkpoint folders: DIR/step_%08d/ with config.json, model.safetensors, optimizer_RRRR.safetensors, the tokenizer's
-// files, and state.json, which holds a checksum of each of them. A folder is written under a temporary name, synced, and
-// renamed: one with its final name was complete when it was written, and its checksums say whether it still is.
+// files, and state.json, which holds a checksum of each of them. A folder is written under a temporary name, synced,
+// and renamed: one with its final name was complete when it was written, and its checksums say whether it still is.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -16,8 +16,10 @@
 struct RunState {
     int64_t step = 0;    // completed updates
     int64_t tokens = 0;  // trained on so far
-    LoaderPosition at;   // the data after them
-    uint64_t seed = 0;   // with `step`, the state of every generator: all of them count
+    int64_t last_change =
+        0;              // the last update that was not skipped: its number rounded the working copy of a bf16 build
+    LoaderPosition at;  // the data after them
+    uint64_t seed = 0;  // with `step`, the state of every generator: all of them count
     int world_size = 1;
     int64_t train_tokens = 0;  // in all shards of --train: another number is other data
     std::vector<std::pair<std::string, std::string>> settings;  // options, in order
@@ -31,8 +33,9 @@ struct Arrays {
     const float* v = nullptr;
 };
 
-// Writes DIR/step_%08d and returns its path. dtype: of model.safetensors; anything but fp32 puts the masters beside the
-// moments, so that resuming stays exact. files: further ones to copy (tokenizer).
+// Writes DIR/step_%08d and returns its path. config: with the residual_step at which the run began; the file says where
+// it is now. dtype: of model.safetensors; anything but fp32 puts the masters beside the moments, so that resuming stays
+// exact. files: further ones to copy (tokenizer).
 std::string checkpoint_save(const std::string& run, const RunState& state, const ModelConfig& config,
                             const Registry& registry, const Arrays& arrays, Dtype dtype,
                             const std::vector<std::string>& files);

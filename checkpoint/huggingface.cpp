@@ -26,11 +26,13 @@ bool ends_with(const std::string& text, const std::string& tail) {
 
 // Causal masks and rotary tables that older files carry along: functions of the sizes, not parameters.
 bool is_buffer(const std::string& name) {
-    return ends_with(name, ".attn.bias") || ends_with(name, ".attn.masked_bias") || ends_with(name, "rotary_emb.inv_freq");
+    return ends_with(name, ".attn.bias") || ends_with(name, ".attn.masked_bias") ||
+           ends_with(name, "rotary_emb.inv_freq");
 }
 
 // Checks the shape, then reads into the tensor's place in the arena.
-void read_part(const TensorView& view, const std::string& where, const Tensor& tensor, const FilePart& part, float* arena) {
+void read_part(const TensorView& view, const std::string& where, const Tensor& tensor, const FilePart& part,
+               float* arena) {
     const std::vector<int64_t> want = part_shape(tensor, part);
     if (view.shape != want)
         throw user_error("%s: tensor %s has shape %s, the model needs %s", where.c_str(), part.name.c_str(),
@@ -94,7 +96,8 @@ void check_names(const FolderTensors& all, const std::string& folder, const Regi
     for (const auto& [name, view] : all.tensors) {
         if (known.count(name) > 0 || is_buffer(name)) continue;
         if (name != "lm_head.weight") {
-            throw user_error("%s: tensor %s is unknown to the model that config.json describes", folder.c_str(), name.c_str());
+            throw user_error("%s: tensor %s is unknown to the model that config.json describes", folder.c_str(),
+                             name.c_str());
         }
         check_tied_head(all, folder, view);
     }
@@ -122,7 +125,8 @@ void weights_read_into(const std::string& folder, const Registry& have, const Re
     for (const Tensor& tensor : have.tensors) {
         if (find_tensor(want, tensor.name) == nullptr) left_out += " " + tensor.name;
     }
-    if (!fresh.empty()) notes.push_back(folder + " does not hold these parameters, which start at their initial values:" + fresh);
+    if (!fresh.empty())
+        notes.push_back(folder + " does not hold these parameters, which start at their initial values:" + fresh);
     if (!left_out.empty()) notes.push_back("left out of " + folder + ":" + left_out);
 }
 

@@ -9,9 +9,9 @@
 #include "model/registry.h"
 
 // Reads every parameter of `registry` from the folder (model.safetensors or its sharded form) into arena layout; the
-// padding in `arena` (registry.arena floats) is left as it is. Accepted: a `transformer.` prefix, bf16 and fp16 tensors,
-// mask buffers (ignored), `lm_head.weight` beside a tied embedding when both are equal. Any other tensor that is
-// missing, unknown or of another shape is a UserError that names it.
+// padding in `arena` (registry.arena floats) is left as it is. Accepted: a `transformer.` prefix, bf16 and fp16
+// tensors, mask buffers (ignored), `lm_head.weight` beside a tied embedding when both are equal. Any other tensor that
+// is missing, unknown or of another shape is a UserError that names it.
 void weights_read(const std::string& folder, const Registry& registry, float* arena);
 
 // The same into a model whose norm scheme or residual rule differs from the folder's (`have`): parameters that only

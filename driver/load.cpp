@@ -17,8 +17,9 @@ LoadedModel load_model(const std::string& dir, int B) {
     for (const std::string& note : notes) printf("note: %s\n", note.c_str());
     const std::string tokenizer = tokenizer_in(loaded.folder);
     if (tokenizer.empty())
-        throw user_error("%s: no tokenizer of ours beside the weights; copy the PREFIX_tokenizer.json of the training shards there",
-                         loaded.folder.c_str());
+        throw user_error(
+            "%s: no tokenizer of ours beside the weights; copy the PREFIX_tokenizer.json of the training shards there",
+            loaded.folder.c_str());
     loaded.tokenizer = tokenizer_load(tokenizer);
     loaded.model = model_create(config, B, config.context, Use::inference);
     const Registry& registry = model_registry(*loaded.model);
@@ -27,6 +28,6 @@ LoadedModel load_model(const std::string& dir, int B) {
     // A bf16 build rounds the weights as the run did after its last update, so that its numbers come out again.
     RunState state;
     if (file_exists(loaded.folder + "/state.json")) state = checkpoint_read_state(loaded.folder);
-    model_write_master(*loaded.model, weights.data(), state.seed, static_cast<uint64_t>(state.step));
+    model_write_master(*loaded.model, weights.data(), state.seed, static_cast<uint64_t>(state.last_change));
     return loaded;
 }

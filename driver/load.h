@@ -10,6 +10,6 @@ struct LoadedModel {
     TokenizerPtr tokenizer;
     std::string folder;  // where it was found
 };
-// dir: a checkpoint, run or Hugging Face folder. B: sequences per batch, of the model's context each. UserError when there
-// is no such model, no tokenizer beside it, or no room for it. Notes worth knowing are printed on stdout.
+// dir: a checkpoint, run or Hugging Face folder. B: sequences per batch, of the model's context each. UserError when
+// there is no such model, no tokenizer beside it, or no room for it. Notes worth knowing are printed on stdout.
 LoadedModel load_model(const std::string& dir, int B);

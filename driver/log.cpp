@@ -18,14 +18,17 @@ using nlohmann::ordered_json;
 namespace {
 
 // A number, null if it is none: JSON has neither NaN nor infinity. Doubles are written so that they read back exactly.
-ordered_json number(double value) { return std::isfinite(value) ? ordered_json(value) : ordered_json(nullptr); }
+ordered_json number(double value) {
+    return std::isfinite(value) ? ordered_json(value) : ordered_json(nullptr);
+}
 
 void write(Log& log, const ordered_json& event) {
     if (log.file == nullptr) return;
     // Prompts and samples are bytes; what is no UTF-8 is replaced rather than refused.
     const std::string line = event.dump(-1, ' ', false, ordered_json::error_handler_t::replace) + "\n";
     if (fwrite(line.data(), 1, line.size(), log.file) != line.size() || fflush(log.file) != 0)
-        throw user_error("%s: cannot be written: %s; free some space or choose another --out", log.path.c_str(), strerror(errno));
+        throw user_error("%s: cannot be written: %s; free some space or choose another --out", log.path.c_str(),
+                         strerror(errno));
 }
 
 int terminal_width() {
@@ -48,8 +51,10 @@ void draw_bar(const Log& log) {
 std::string one_line(const std::string& text) {
     std::string line;
     for (char c : text) {
-        if (c == '\n') line += "\\n";
-        else line += (c >= 0 && c < ' ') || c == 127 ? '.' : c;
+        if (c == '\n')
+            line += "\\n";
+        else
+            line += (c >= 0 && c < ' ') || c == 127 ? '.' : c;
     }
     return line;
 }
@@ -86,7 +91,8 @@ Log log_open(const std::string& run, int64_t steps, int rank) {
     if (rank != 0) return log;
     log.path = run + "/log.jsonl";
     log.file = fopen(log.path.c_str(), "a");
-    if (log.file == nullptr) throw user_error("%s: cannot be written: %s; choose another --out", log.path.c_str(), strerror(errno));
+    if (log.file == nullptr)
+        throw user_error("%s: cannot be written: %s; choose another --out", log.path.c_str(), strerror(errno));
     log.terminal = isatty(STDOUT_FILENO) != 0;
     return log;
 }
@@ -132,31 +138,42 @@ void log_start(Log& log, const StartRecord& start) {
                           {"flops_per_token", number(start.flops_per_token)},
                           {"world_size", start.world_size},
                           {"precision", machine.precision},
-                          {"machine", {{"device", machine.device}, {"multiprocessors", machine.multiprocessors},
-                                       {"memory_bytes", machine.total_bytes}}},
+                          {"machine",
+                           {{"device", machine.device},
+                            {"multiprocessors", machine.multiprocessors},
+                            {"memory_bytes", machine.total_bytes}}},
                           {"peak_flops", machine.peak_flops > 0 ? number(machine.peak_flops) : ordered_json(nullptr)},
                           {"peak_flops_source", machine.peak_source},
                           {"versions", library_versions()}};
     write(log, event);
-    log_line(log, format("%s parameters, %s FLOPs per token, on %s%s in %s", with_unit(static_cast<double>(start.parameters)).c_str(),
-                         with_unit(start.flops_per_token).c_str(),
-                         start.world_size > 1 ? format("%d x ", start.world_size).c_str() : "", machine.device.c_str(),
-                         machine.precision.c_str()));
+    log_line(log,
+             format("%s parameters, %s FLOPs per token, on %s%s in %s",
+                    with_unit(static_cast<double>(start.parameters)).c_str(), with_unit(start.flops_per_token).c_str(),
+                    start.world_size > 1 ? format("%d x ", start.world_size).c_str() : "", machine.device.c_str(),
+                    machine.precision.c_str()));
 }
 
 void log_step(Log& log, const StepRecord& s) {
     const double tokens_per_s = static_cast<double>(s.update_tokens) / (s.ms * 1e-3);
     const double mfu = s.peak_flops > 0 ? tokens_per_s * s.flops_per_token / s.peak_flops : NAN;
-    write(log, {{"event", "step"}, {"step", s.step}, {"tokens", s.tokens}, {"loss", number(s.loss)},
-                {"grad_norm", number(s.grad_norm)}, {"lr", number(s.lr)}, {"ms", number(s.ms)},
-                {"tokens_per_s", number(tokens_per_s)}, {"mfu", number(mfu)}});
+    write(log, {{"event", "step"},
+                {"step", s.step},
+                {"tokens", s.tokens},
+                {"loss", number(s.loss)},
+                {"grad_norm", number(s.grad_norm)},
+                {"lr", number(s.lr)},
+                {"ms", number(s.ms)},
+                {"tokens_per_s", number(tokens_per_s)},
+                {"mfu", number(mfu)}});
     // The first update warms caches and libraries up, so it says little about the others.
     const double seconds = s.ms * 1e-3;
-    log.seconds_per_step = log.step == 0 || log.seconds_per_step > 3 * seconds ? seconds : 0.95 * log.seconds_per_step + 0.05 * seconds;
+    log.seconds_per_step =
+        log.step == 0 || log.seconds_per_step > 3 * seconds ? seconds : 0.95 * log.seconds_per_step + 0.05 * seconds;
     log.step = s.step;
-    std::string line = format("step %*lld/%lld  loss %.6f  norm %.4f  lr %.3e  %.1f ms  %s tokens/s",
-                              static_cast<int>(std::to_string(log.steps).size()), static_cast<long long>(s.step),
-                              static_cast<long long>(log.steps), s.loss, s.grad_norm, s.lr, s.ms, with_unit(tokens_per_s).c_str());
+    std::string line =
+        format("step %*lld/%lld  loss %.6f  norm %.4f  lr %.3e  %.1f ms  %s tokens/s",
+               static_cast<int>(std::to_string(log.steps).size()), static_cast<long long>(s.step),
+               static_cast<long long>(log.steps), s.loss, s.grad_norm, s.lr, s.ms, with_unit(tokens_per_s).c_str());
     if (std::isfinite(mfu)) line += format("  %.1f%% MFU", 100 * mfu);
     log_line(log, line);
 }
@@ -167,11 +184,17 @@ void log_val(Log& log, int64_t step, double loss) {
 }
 
 void log_eval(Log& log, int64_t step, const Perplexity& scores, const std::string& file) {
-    write(log, {{"event", "eval"}, {"step", step}, {"task", "ppl"}, {"file", file}, {"n", scores.tokens},
-                {"ppl", number(scores.ppl())}, {"word_ppl", number(scores.word_ppl())},
+    write(log, {{"event", "eval"},
+                {"step", step},
+                {"task", "ppl"},
+                {"file", file},
+                {"n", scores.tokens},
+                {"ppl", number(scores.ppl())},
+                {"word_ppl", number(scores.word_ppl())},
                 {"bits_per_byte", number(scores.bits_per_byte())}});
-    log_line(log, format("step %lld  %s: perplexity %.4f per token, %.4f per word, %.5f bits per byte", static_cast<long long>(step),
-                         file.c_str(), scores.ppl(), scores.word_ppl(), scores.bits_per_byte()));
+    log_line(log, format("step %lld  %s: perplexity %.4f per token, %.4f per word, %.5f bits per byte",
+                         static_cast<long long>(step), file.c_str(), scores.ppl(), scores.word_ppl(),
+                         scores.bits_per_byte()));
 }
 
 void log_sample(Log& log, int64_t step, const std::string& prompt, const std::string& text) {
@@ -189,7 +212,8 @@ void log_checkpoint(Log& log, int64_t step, const std::string& folder) {
     log_line(log, format("step %lld  checkpoint %s", static_cast<long long>(step), folder.c_str()));
 }
 
-void log_resume(Log& log, int64_t step, int64_t tokens, const std::string& folder, const std::vector<std::string>& notes) {
+void log_resume(Log& log, int64_t step, int64_t tokens, const std::string& folder,
+                const std::vector<std::string>& notes) {
     write(log, {{"event", "resume"}, {"step", step}, {"tokens", tokens}, {"folder", folder}, {"notes", notes}});
     log_line(log, format("resumed at step %lld from %s", static_cast<long long>(step), folder.c_str()));
     log.step = 0;  // the time per step is measured anew
@@ -197,5 +221,6 @@ void log_resume(Log& log, int64_t step, int64_t tokens, const std::string& folde
 
 void log_end(Log& log, int64_t step, const std::string& reason, double seconds) {
     write(log, {{"event", "end"}, {"step", step}, {"reason", reason}, {"seconds", number(seconds)}});
-    log_line(log, format("%s at step %lld after %s", reason.c_str(), static_cast<long long>(step), time_text(seconds).c_str()));
+    log_line(log, format("%s at step %lld after %s", reason.c_str(), static_cast<long long>(step),
+                         time_text(seconds).c_str()));
 }

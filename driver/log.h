@@ -1,5 +1,5 @@
-// What a run says: log.jsonl, one JSON object a line, and the terminal, one line a step and a progress bar with the time
-// left where stdout is a terminal. Only rank 0 says anything: the others' Log has no file and swallows all.
+// What a run says: log.jsonl, one JSON object a line, and the terminal, one line a step and a progress bar with the
+// time left where stdout is a terminal. Only rank 0 says anything: the others' Log has no file and swallows all.
 #pragma once
 #include <cstdint>
 #include <cstdio>
@@ -49,7 +49,8 @@ void log_eval(Log& log, int64_t step, const Perplexity& scores, const std::strin
 void log_sample(Log& log, int64_t step, const std::string& prompt, const std::string& text);
 void log_skip(Log& log, int64_t step, const std::string& why);
 void log_checkpoint(Log& log, int64_t step, const std::string& folder);
-void log_resume(Log& log, int64_t step, int64_t tokens, const std::string& folder, const std::vector<std::string>& notes);
+void log_resume(Log& log, int64_t step, int64_t tokens, const std::string& folder,
+                const std::vector<std::string>& notes);
 // reason: complete, signal, diverged
 void log_end(Log& log, int64_t step, const std::string& reason, double seconds);
 

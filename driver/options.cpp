@@ -24,7 +24,8 @@ std::string list_of(const std::vector<std::string>& names) {
 // A choice among names, of which this build has some.
 void check_choice(const char* option, const std::string& value, const std::vector<std::string>& names) {
     if (std::find(names.begin(), names.end(), value) == names.end())
-        throw user_error("%s %s: there is no such choice; there are: %s", option, value.c_str(), list_of(names).c_str());
+        throw user_error("%s %s: there is no such choice; there are: %s", option, value.c_str(),
+                         list_of(names).c_str());
 }
 
 size_t index_of(const std::vector<std::string>& names, const std::string& value) {
@@ -32,7 +33,8 @@ size_t index_of(const std::vector<std::string>& names, const std::string& value)
 }
 
 void check_at_least(const char* option, double value, double least) {
-    if (!(value >= least) || !std::isfinite(value)) throw user_error("%s %g: it must be at least %g", option, value, least);
+    if (!(value >= least) || !std::isfinite(value))
+        throw user_error("%s %g: it must be at least %g", option, value, least);
 }
 
 void check_belongs(bool given, const char* option, const char* needs) {
@@ -44,14 +46,16 @@ void add_model_options(CLI::App& app, TrainOptions& o, bool& bias, bool& tie) {
     app.add_option("--model", o.model, "preset: gpt2-nano, gpt2, gpt2-medium, ... (--help-models prints them whole)")
         ->group(group);
     app.add_option("--init-from", o.init_from, "checkpoint, run or Hugging Face folder: its architecture and weights")
-        ->group(group)->type_name("DIR");
+        ->group(group)
+        ->type_name("DIR");
     app.add_option("--layers", o.layers, "transformer blocks [preset]")->group(group);
     app.add_option("--heads", o.heads, "attention heads [preset]")->group(group);
     app.add_option("--kv-heads", o.kv_heads, "key and value heads [preset]")->group(group);
     app.add_option("--channels", o.channels, "width of the stream [preset]")->group(group);
     app.add_option("--context", o.context, "longest sequence [preset]")->group(group);
     app.add_option("--vocab", o.vocab, "vocabulary [preset]")->group(group);
-    app.add_option("--ffn", o.ffn, "width of the MLP [preset; 4x --channels where the preset has that ratio]")->group(group);
+    app.add_option("--ffn", o.ffn, "width of the MLP [preset; 4x --channels where the preset has that ratio]")
+        ->group(group);
     app.add_option("--init", o.init, "initial weights: normal02, gpt2_scaled [preset]")->group(group);
     app.add_option("--activation", o.activation, "gelu_new (tanh) or gelu (exact) [preset]")->group(group);
     app.add_flag("--bias,!--no-bias", bias, "biases in linear maps and norms [preset]")->group(group);
@@ -61,7 +65,11 @@ void add_model_options(CLI::App& app, TrainOptions& o, bool& bias, bool& tie) {
     app.add_option("--norm", o.norm, "norm scheme: pre [pre]")->group(group)->type_name("SCHEME");
     app.add_option("--residual", o.residual, "residual rule: vanilla [vanilla]")->group(group)->type_name("RULE");
     app.add_option("--residual-opt", o.residual_opt, "option of the residual rule; repeatable")
-        ->group(group)->type_name("KEY=VALUE")->take_all()->allow_extra_args(false)->default_str("");
+        ->group(group)
+        ->type_name("KEY=VALUE")
+        ->take_all()
+        ->allow_extra_args(false)
+        ->default_str("");
 }
 
 void add_data_options(CLI::App& app, TrainOptions& o) {
@@ -71,9 +79,11 @@ void add_data_options(CLI::App& app, TrainOptions& o) {
     app.add_option("--batch", o.batch, "sequences per micro-batch and rank")->group(group);
     app.add_option("--seq", o.seq, "tokens per sequence [the context]")->group(group);
     app.add_option("--total-batch", o.total_batch,
-                   "tokens per update over all ranks, a multiple of batch x seq x ranks [that product]")->group(group);
+                   "tokens per update over all ranks, a multiple of batch x seq x ranks [that product]")
+        ->group(group);
     app.add_flag("--shuffle,!--no-shuffle", o.shuffle, "permute the sequences; --no-shuffle reads the shards in order")
-        ->group(group)->default_str("true");
+        ->group(group)
+        ->default_str("true");
 }
 
 void add_run_options(CLI::App& app, TrainOptions& o) {
@@ -84,11 +94,14 @@ void add_run_options(CLI::App& app, TrainOptions& o) {
     app.add_option("--save-every", o.save_every, "checkpoint every N updates; 0: only after the last")->group(group);
     app.add_option("--keep", o.keep, "checkpoints kept, the last K; 0: all")->group(group);
     app.add_option("--save-dtype", o.save_dtype, "of model.safetensors: fp32 or bf16")->group(group);
-    app.add_flag("--resume", o.resume, "continue from the newest intact checkpoint in --out, or start there")->group(group);
+    app.add_flag("--resume", o.resume, "continue from the newest intact checkpoint in --out, or start there")
+        ->group(group);
     app.add_flag("--init-only", o.init_only, "write checkpoint step_00000000 and stop")->group(group);
-    app.add_flag("--dry-run", o.dry_run, "print parameters, memory, FLOPs and the largest batch, and stop")->group(group);
+    app.add_flag("--dry-run", o.dry_run, "print parameters, memory, FLOPs and the largest batch, and stop")
+        ->group(group);
     app.add_option("--dump-grads", o.dump_grads, "write every gradient of the first update, before clipping")
-        ->group(group)->type_name("FILE");
+        ->group(group)
+        ->type_name("FILE");
 }
 
 void add_optimizer_options(CLI::App& app, TrainOptions& o) {
@@ -102,21 +115,34 @@ void add_optimizer_options(CLI::App& app, TrainOptions& o) {
     app.add_option("--decay", o.decay, "what decays: 2d, matrix, all, none")->group(group);
     app.add_option("--grad-clip", o.grad_clip, "largest global gradient norm; 0: off")->group(group);
     app.add_option("--freeze", o.freeze, "tensors that are not trained, by class or name pattern; repeatable")
-        ->group(group)->type_name("CLASS|GLOB")->take_all()->allow_extra_args(false)->default_str("");
+        ->group(group)
+        ->type_name("CLASS|GLOB")
+        ->take_all()
+        ->allow_extra_args(false)
+        ->default_str("");
     app.add_option("--layerwise-lr", o.layerwise_lr, "layerwise learning rates: none")->group(group);
     app.add_option("--schedule", o.schedule, "cosine, wsd, linear, constant, invsqrt")->group(group);
-    app.add_option("--warmup", o.warmup, "updates of linear warm-up [min(max(1% of steps, 100), steps/10)]")->group(group);
-    app.add_option("--final-lr-ratio", o.final_lr_ratio, "last rate over peak [cosine 0.1, linear 0, wsd 0]")->group(group);
-    app.add_option("--decay-steps", o.decay_steps, "wsd: updates of the final decay [a fifth of the run]")->group(group);
-    app.add_option("--wsd-shape", o.wsd_shape, "wsd: shape of the decay: sqrt, linear, cosine, exp [sqrt]")->group(group);
+    app.add_option("--warmup", o.warmup, "updates of linear warm-up [min(max(1% of steps, 100), steps/10)]")
+        ->group(group);
+    app.add_option("--final-lr-ratio", o.final_lr_ratio, "last rate over peak [cosine 0.1, linear 0, wsd 0]")
+        ->group(group);
+    app.add_option("--decay-steps", o.decay_steps, "wsd: updates of the final decay [a fifth of the run]")
+        ->group(group);
+    app.add_option("--wsd-shape", o.wsd_shape, "wsd: shape of the decay: sqrt, linear, cosine, exp [sqrt]")
+        ->group(group);
 }
 
 void add_watch_options(CLI::App& app, TrainOptions& o) {
     const char* group = "Watching";
     app.add_option("--val-every", o.val_every, "validate every N updates; 0: only at the end [0]")->group(group);
-    app.add_option("--val-batches", o.val_batches, "batches of batch x seq tokens per validation; 0: all [0]")->group(group);
+    app.add_option("--val-batches", o.val_batches, "batches of batch x seq tokens per validation; 0: all [0]")
+        ->group(group);
     app.add_option("--eval", o.eval, "task to evaluate: ppl=FILE; repeatable")
-        ->group(group)->type_name("TASK=FILE")->take_all()->allow_extra_args(false)->default_str("");
+        ->group(group)
+        ->type_name("TASK=FILE")
+        ->take_all()
+        ->allow_extra_args(false)
+        ->default_str("");
     app.add_option("--eval-every", o.eval_every, "evaluate every N updates; 0: only at the end [0]")->group(group);
     app.add_option("--sample-every", o.sample_every, "print a sample every N updates; 0: never")->group(group);
     app.add_option("--sample-tokens", o.sample_tokens, "length of the sample [64]")->group(group);
@@ -127,8 +153,8 @@ void print_presets() {
     for (const Preset& preset : presets()) {
         const ModelConfig& c = preset.config;
         printf("%s: %s\n", preset.name.c_str(), preset.summary.c_str());
-        printf("    --layers %d --heads %d --kv-heads %d --channels %d --context %d --vocab %d --ffn %d\n", c.layers, c.heads,
-               c.kv_heads, c.channels, c.context, c.vocab, c.ffn);
+        printf("    --layers %d --heads %d --kv-heads %d --channels %d --context %d --vocab %d --ffn %d\n", c.layers,
+               c.heads, c.kv_heads, c.channels, c.context, c.vocab, c.ffn);
         printf("    --init %s --activation %s --%sbias --%stie --norm-eps %g --norm %s --residual %s\n", c.init.c_str(),
                activation_names[static_cast<size_t>(c.activation)].c_str(), c.bias ? "" : "no-", c.tie ? "" : "no-",
                static_cast<double>(c.norm_eps), c.norm_scheme.c_str(), c.residual.c_str());
@@ -169,18 +195,23 @@ void check_optimizer(const TrainOptions& o) {
 void check_model(const TrainOptions& o) {
     if (!o.model.empty() && !o.init_from.empty())
         throw user_error("--model and --init-from exclude each other: the folder fixes the architecture");
-    const std::pair<const char*, bool> fixed[] = {
-        {"--layers", o.layers.has_value()},     {"--heads", o.heads.has_value()},
-        {"--kv-heads", o.kv_heads.has_value()}, {"--channels", o.channels.has_value()},
-        {"--context", o.context.has_value()},   {"--vocab", o.vocab.has_value()},
-        {"--ffn", o.ffn.has_value()},           {"--init", o.init.has_value()},
-        {"--bias", o.bias.has_value()},         {"--activation", o.activation.has_value()},
-        {"--tie", o.tie.has_value()},           {"--norm-eps", o.norm_eps.has_value()},
-        {"--rope-theta", o.rope_theta.has_value()}};
-    for (auto [name, given] : fixed) {
+    auto fixed = [&](const char* option, bool given) {
         if (given && !o.init_from.empty())
-            throw user_error("%s cannot be changed with --init-from: the folder fixes the architecture", name);
-    }
+            throw user_error("%s cannot be changed with --init-from: the folder fixes the architecture", option);
+    };
+    fixed("--layers", o.layers.has_value());
+    fixed("--heads", o.heads.has_value());
+    fixed("--kv-heads", o.kv_heads.has_value());
+    fixed("--channels", o.channels.has_value());
+    fixed("--context", o.context.has_value());
+    fixed("--vocab", o.vocab.has_value());
+    fixed("--ffn", o.ffn.has_value());
+    fixed("--init", o.init.has_value());
+    fixed("--activation", o.activation.has_value());
+    fixed("--bias", o.bias.has_value());
+    fixed("--tie", o.tie.has_value());
+    fixed("--norm-eps", o.norm_eps.has_value());
+    fixed("--rope-theta", o.rope_theta.has_value());
     if (o.activation) check_choice("--activation", *o.activation, activation_names);
     for (const std::string& pair : o.residual_opt) {
         if (pair.find('=') == std::string::npos || pair[0] == '=')
@@ -240,8 +271,9 @@ void check_present(const TrainOptions& o) {
 std::optional<TrainOptions> parse_train_options(int argc, char** argv) {
     TrainOptions o;
     bool help_models = false, bias = true, tie = true;
-    CLI::App app{"Trains a language model. An option given twice: the last counts. Values in [] are what holds when the "
-                 "option is absent."};
+    CLI::App app{
+        "Trains a language model. An option given twice: the last counts. Values in [] are what holds when the "
+        "option is absent."};
     cli_defaults(app, "train_gpt2");
     app.add_flag("--help-models", help_models, "print every preset whole and stop")->configurable(false);
     app.config_formatter(std::make_shared<TomlConfig>());

@@ -18,7 +18,8 @@ int pick_token(const float* logits, int V, const SampleSettings& s, double unifo
     std::iota(order.begin(), order.end(), 0);
     const bool cut = (s.top_k > 0 && s.top_k < V) || s.top_p < 1.0;
     if (cut) {  // only then does the order matter
-        std::sort(order.begin(), order.end(), [&](int a, int b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; });
+        std::sort(order.begin(), order.end(),
+                  [&](int a, int b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; });
         if (s.top_k > 0 && s.top_k < V) order.resize(static_cast<size_t>(s.top_k));
     }
     const double largest = *std::max_element(logits, logits + V);

@@ -56,12 +56,21 @@ struct Reader {
             char c = text[at++];
             if (c == '\\' && quote == '"') {
                 switch (char escape = done() ? '\0' : text[at++]) {
-                    case 'n': c = '\n'; break;
-                    case 't': c = '\t'; break;
-                    case 'r': c = '\r'; break;
+                    case 'n':
+                        c = '\n';
+                        break;
+                    case 't':
+                        c = '\t';
+                        break;
+                    case 'r':
+                        c = '\r';
+                        break;
                     case '"':
-                    case '\\': c = escape; break;
-                    default: fail("an unknown escape in a string; known are \\n \\t \\r \\\" \\\\");
+                    case '\\':
+                        c = escape;
+                        break;
+                    default:
+                        fail("an unknown escape in a string; known are \\n \\t \\r \\\" \\\\");
                 }
             }
             value += c;
@@ -85,7 +94,8 @@ struct Reader {
         char* end = nullptr;
         if (number) std::strtod(digits.c_str(), &end);
         if (!number || *end != '\0') {
-            fail(word.empty() ? std::string("a value is missing") : "'" + word + "' is no TOML value; text stands in quotes");
+            fail(word.empty() ? std::string("a value is missing")
+                              : "'" + word + "' is no TOML value; text stands in quotes");
         }
         return digits;
     }
@@ -116,8 +126,10 @@ std::vector<CLI::ConfigItem> TomlConfig::from_config(std::istream& input) const 
                 if (in.done()) in.fail("an array without its closing bracket");
                 item.inputs.push_back(in.value());
                 in.skip_lines();
-                if (in.peek() == ',') in.at++;
-                else if (in.peek() != ']') in.fail("',' or ']' is expected in an array");
+                if (in.peek() == ',')
+                    in.at++;
+                else if (in.peek() != ']')
+                    in.fail("',' or ']' is expected in an array");
             }
             in.at++;
         } else {

@@ -5,4 +5,6 @@
 #define RESIDUAL_VERSION "unknown"
 #endif
 
-const char* version() { return RESIDUAL_VERSION; }
+const char* version() {
+    return RESIDUAL_VERSION;
+}

@@ -9,9 +9,15 @@
 #include "kernels/error.h"
 #include "model/model.h"
 
-double Perplexity::ppl() const { return std::exp(nll / static_cast<double>(tokens)); }
-double Perplexity::word_ppl() const { return words > 0 ? std::exp(nll / static_cast<double>(words)) : NAN; }
-double Perplexity::bits_per_byte() const { return nll / (std::log(2.0) * static_cast<double>(bytes)); }
+double Perplexity::ppl() const {
+    return std::exp(nll / static_cast<double>(tokens));
+}
+double Perplexity::word_ppl() const {
+    return words > 0 ? std::exp(nll / static_cast<double>(words)) : NAN;
+}
+double Perplexity::bits_per_byte() const {
+    return nll / (std::log(2.0) * static_cast<double>(bytes));
+}
 
 TextTokens read_text_tokens(const std::string& path, const Tokenizer& tokenizer, int vocab) {
     const std::string text = read_text(path);
@@ -43,7 +49,8 @@ TextTokens read_text_tokens(const std::string& path, const Tokenizer& tokenizer,
 
 Perplexity perplexity(Model& model, const TextTokens& text, int eot, int B, int T, int stride) {
     if (stride == 0) stride = T;
-    if (stride < 1 || stride > T) throw user_error("--stride %d: it must lie between 1 and the context of %d tokens", stride, T);
+    if (stride < 1 || stride > T)
+        throw user_error("--stride %d: it must lie between 1 and the context of %d tokens", stride, T);
     const int64_t n = static_cast<int64_t>(text.tokens.size());
     // predictors[i] is the token before tokens[i].
     std::vector<int> predictors(text.tokens.size());

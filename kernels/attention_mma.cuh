@@ -34,19 +34,24 @@ template <int THREADS, int ROWS, int D>
 __device__ __forceinline__ void load_tile(uint32_t tile, const __nv_bfloat16* from, int64_t stride, int valid, int HS) {
     constexpr int UNITS = D / 8;
     if constexpr (THREADS % UNITS == 0 && THREADS / UNITS % 8 == 0) {
-        // A thread keeps its unit, and its row modulo 8: addresses advance by constants.
+        // A thread keeps its unit, and its row modulo 8: addresses advance by constants. Not unrolled far: the registers
+        // are full of accumulators when this runs.
         constexpr int STEP = THREADS / UNITS;
-        const int row = static_cast<int>(threadIdx.x) / UNITS, unit = static_cast<int>(threadIdx.x) % UNITS;
-        const uint32_t to = tile + tile_offset<D>(row, unit);
+        static_assert(ROWS % STEP == 0);
+        int row = static_cast<int>(threadIdx.x) / UNITS;
+        const int unit = static_cast<int>(threadIdx.x) % UNITS;
+        uint32_t to = tile + tile_offset<D>(row, unit);
         const __nv_bfloat16* p = from + row * stride + unit * 8;
-#pragma unroll
+        if (unit * 8 >= HS) valid = 0;
+#pragma unroll 2
         for (int r = 0; r < ROWS; r += STEP) {
-            if (ROWS % STEP != 0 && row + r >= ROWS) break;
-            const bool there = row + r < valid && unit * 8 < HS;
-            cp_async_16(to + r * D * 2, there ? p + r * stride : from, there ? 16 : 0);
+            cp_async_16(to, row < valid ? p : from, row < valid ? 16 : 0);
+            row += STEP;
+            to += STEP * D * 2;
+            p += STEP * stride;
         }
     } else {
-#pragma unroll 4
+#pragma unroll 2
         for (int i = static_cast<int>(threadIdx.x); i < ROWS * UNITS; i += THREADS) {
             const int row = i / UNITS, unit = i % UNITS;
             const bool there = row < valid && unit * 8 < HS;

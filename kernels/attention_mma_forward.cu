@@ -29,7 +29,7 @@ struct ForwardTile {
 
 // out (B,T,NH*HS), lse (B,NH,T), qkv (B,T,(NH+2*NKV)*HS)
 template <class Tile>
-__global__ void __launch_bounds__(THREADS, Tile::D <= 64 ? 3 : 1)
+__global__ void __launch_bounds__(THREADS)
     attention_forward_mma_kernel(__nv_bfloat16* out, float* lse, const __nv_bfloat16* qkv, AttentionShape s) {
     constexpr int D = Tile::D, MB = Tile::MB, BQ = Tile::BQ, BK = Tile::BK, NB = BK / 8;
     auto& shared = shared_as<typename Tile::Shared>();
@@ -61,12 +61,13 @@ __global__ void __launch_bounds__(THREADS, Tile::D <= 64 ? 3 : 1)
 
     for (int k0 = 0; k0 < end; k0 += BK) {
         const bool active = k0 <= last && first < s.T;
-        float acc[MB][NB][4];
         cp_async_wait<0>();
         __syncthreads();
         load_tile<THREADS, BK, D>(v_tile, values + k0 * stride, stride, s.T - k0, s.HS);
         cp_async_commit();
+        uint32_t p[NB / 2][4 * MB];
         if (active) {
+            float acc[MB][NB][4];
             multiply_rows<D, MB, NB>(acc, q_tile, row0, k_tile, 0, lane);
             if (k0 + BK - 1 > first) {
 #pragma unroll
@@ -108,16 +109,13 @@ __global__ void __launch_bounds__(THREADS, Tile::D <= 64 ? 3 : 1)
                 }
                 o.scale(m, factor[0], factor[1]);
             }
+            to_left<MB, NB>(p, acc);
         }
         cp_async_wait<0>();
         __syncthreads();
         if (k0 + BK < end) load_tile<THREADS, BK, D>(k_tile, keys + (k0 + BK) * stride, stride, s.T - k0 - BK, s.HS);
         cp_async_commit();
-        if (active) {
-            uint32_t p[NB / 2][4 * MB];
-            to_left<MB, NB>(p, acc);
-            o.multiply_columns(p, v_tile, 0, lane);
-        }
+        if (active) o.multiply_columns(p, v_tile, 0, lane);
     }
 
 #pragma unroll

@@ -117,11 +117,13 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
-__global__ void __launch_bounds__(THREADS) round_kernel(floatX* params, const float* master, int64_t count, uint64_t key) {
-    int64_t first = static_cast<int64_t>(blockIdx.x) * ADAMW_CHUNK + threadIdx.x / WARP * WINDOW;
-    int64_t end = first + WINDOW < count ? first + WINDOW : count;
-    for (int64_t i = first + threadIdx.x % WARP * UNIT; i < end; i += WARP * UNIT) {
-        Values(master + i).store_rounded(params + i, key, i);
+// first: the arena index of params[0].
+__global__ void __launch_bounds__(THREADS)
+    round_kernel(floatX* params, const float* master, int64_t first, int64_t count, uint64_t key) {
+    int64_t begin = static_cast<int64_t>(blockIdx.x) * ADAMW_CHUNK + threadIdx.x / WARP * WINDOW;
+    int64_t end = begin + WINDOW < count ? begin + WINDOW : count;
+    for (int64_t i = begin + threadIdx.x % WARP * UNIT; i < end; i += WARP * UNIT) {
+        Values(master + i).store_rounded(params + i, key, first + i);
     }
 }
 
@@ -149,9 +151,10 @@ void adamw_update(floatX* params, float* master, float* grads, float* m, float* 
            random_key(seed, step));
 }
 
-void round_params(floatX* params, const float* master, int64_t count, uint64_t seed, uint64_t step, cudaStream_t stream) {
-    CHECK(count % UNIT == 0);
-    if (count == 0) return;
+void round_params(floatX* params, const float* master, int64_t first, int64_t count, uint64_t seed, uint64_t step,
+                  cudaStream_t stream) {
+    CHECK(first % UNIT == 0 && count % UNIT == 0);
+    if (count == 0 || static_cast<const void*>(params) == master) return;
     unsigned blocks = static_cast<unsigned>(ceil_div(count, static_cast<int64_t>(ADAMW_CHUNK)));
-    launch(round_kernel, blocks, THREADS, 0, stream, params, master, count, random_key(seed, step));
+    launch(round_kernel, blocks, THREADS, 0, stream, params, master, first, count, random_key(seed, step));
 }

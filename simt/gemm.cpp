@@ -12,14 +12,8 @@
 #include "simt.h"
 
 // From OpenBLAS; declared here so that no header path is needed. The enumerations are passed as ints.
-extern "C" {
-void cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha, const float* a, int lda,
-                 const float* b, int ldb, float beta, float* c, int ldc);
-// In builds of the library that pick their kernels when they start; absent in others.
-void gotoblas_dynamic_init() __attribute__((weak));
-void gotoblas_dynamic_quit() __attribute__((weak));
-char* openblas_get_corename() __attribute__((weak));
-}
+extern "C" void cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha, const float* a, int lda,
+                            const float* b, int ldb, float beta, float* c, int ldc);
 
 namespace simt::gemm {
 
@@ -131,29 +125,6 @@ void run_bf16(const Problem& p, const float* bias, double* row_sums) {
 }
 
 }  // namespace
-
-void choose_kernels() {
-#if defined(__x86_64__)
-    // Releases before 0.3.22 take a processor they don't know (AMD's with AVX-512, for one) for a Haswell, and so leave half
-    // of its speed unused. Ask for the AVX-512 kernels then, unless the user has chosen.
-    static const bool chosen = [] {
-        if (!gotoblas_dynamic_init || !gotoblas_dynamic_quit || !openblas_get_corename) return false;
-        if (getenv("OPENBLAS_CORETYPE")) return false;
-        const char* core = openblas_get_corename();
-        if (strcmp(core, "Haswell") != 0 && strcmp(core, "Zen") != 0) return false;
-        if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512cd") ||
-            !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
-            return false;
-        }
-        setenv("OPENBLAS_CORETYPE", "SkylakeX", 1);
-        gotoblas_dynamic_quit();
-        gotoblas_dynamic_init();
-        unsetenv("OPENBLAS_CORETYPE");
-        return true;
-    }();
-    static_cast<void>(chosen);
-#endif
-}
 
 void run(const Problem& p) {
     bring_c(p);

@@ -53,8 +53,6 @@ struct Problem {
     void* b_grad;      // (n) or null: sums of op(B) over k
 };
 
-// Before the first product: picks OpenBLAS's kernels for this processor.
-void choose_kernels();
 void run(const Problem& problem);
 
 // Work of fewer elements than this is not worth waking other threads.

@@ -261,7 +261,6 @@ cublasLtContext the_context;
 
 cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) {
     REFUSE_IF(!handle, INVALID_VALUE, "null handle");
-    simt::gemm::choose_kernels();
     *handle = &the_context;
     return CUBLAS_STATUS_SUCCESS;
 }

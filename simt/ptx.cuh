@@ -205,6 +205,8 @@ SIMT_INLINE void cp_async_wait() {
             memset(to, 0, copy.size);
             if (copy.bytes > 0) memcpy(to, copy.from, copy.bytes);
         }
+        simt::note_read(copy.from, static_cast<size_t>(copy.bytes));
+        simt::note_written(to, static_cast<size_t>(copy.size));
     }
     copies.waiting.erase(copies.waiting.begin(), copies.waiting.begin() + static_cast<long>(done));
 }

@@ -32,7 +32,7 @@ namespace {
 // Stacks are carved from chunks of 32, each an odd number of pages and each starting at another cache line: if all
 // stacks' tops fell into the same cache sets, every switch would miss.
 #if defined(__SANITIZE_ADDRESS__) || defined(SIMT_CHECK)
-constexpr size_t kStackBytes = 65 * 4096 * 4;
+constexpr size_t kStackBytes = 261 * 4096;
 #else
 constexpr size_t kStackBytes = 33 * 4096;
 #endif
@@ -91,7 +91,7 @@ Machine::Machine() {
     }
     shared += kRedZone;
     block.shared = shared;
-    if (const char* seed = getenv("SIMT_SEED")) {
+    if (const char* seed = getenv("SIMT_SEED"); seed && *seed) {
         shuffled = true;
         random = strtoull(seed, nullptr, 10);
     }

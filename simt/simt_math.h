@@ -18,6 +18,7 @@
 
 namespace simt {
 
+// The polynomials are minimax fits of relative error, by Lawson's reweighted least squares.
 constexpr float kLog2e = 1.44269504088896341f;
 
 // 2^n for integral n in [-127, 128]: zero at -127, infinity at 128.
@@ -32,12 +33,12 @@ __forceinline__ float round_even(float x) {
 
 // e^r for |r| <= ln2/2.
 __forceinline__ float exp_reduced(float r) {
-    float p = 1.9875691500e-4f;
-    p = __builtin_fmaf(p, r, 1.3981999507e-3f);
-    p = __builtin_fmaf(p, r, 8.3334519073e-3f);
-    p = __builtin_fmaf(p, r, 4.1665795894e-2f);
-    p = __builtin_fmaf(p, r, 1.6666665459e-1f);
-    p = __builtin_fmaf(p, r, 5.0000001201e-1f);
+    float p = 1.979034703e-4f;
+    p = __builtin_fmaf(p, r, 1.394466027e-3f);
+    p = __builtin_fmaf(p, r, 8.333497068e-3f);
+    p = __builtin_fmaf(p, r, 4.166629494e-2f);
+    p = __builtin_fmaf(p, r, 1.666666587e-1f);
+    p = __builtin_fmaf(p, r, 5.000000068e-1f);
     return __builtin_fmaf(p * r, r, r) + 1.0f;
 }
 
@@ -65,11 +66,11 @@ __forceinline__ float tanh_f(float x) {
     float a = __builtin_fabsf(x);
     // Small: an odd polynomial, since 1 - 2/(e^2a + 1) loses everything there.
     float s = a * a;
-    float p = -5.70498872745e-3f;
-    p = __builtin_fmaf(p, s, 2.06390887954e-2f);
-    p = __builtin_fmaf(p, s, -5.37397155531e-2f);
-    p = __builtin_fmaf(p, s, 1.33314422036e-1f);
-    p = __builtin_fmaf(p, s, -3.33332819422e-1f);
+    float p = -5.717036579e-3f;
+    p = __builtin_fmaf(p, s, 2.065057902e-2f);
+    p = __builtin_fmaf(p, s, -5.374349527e-2f);
+    p = __builtin_fmaf(p, s, 1.333149125e-1f);
+    p = __builtin_fmaf(p, s, -3.333328392e-1f);
     float small = __builtin_fmaf(p * s, a, a);
     float big = 1.0f - 2.0f / (exp_f(2.0f * a) + 1.0f);
     return __builtin_copysignf(a < 0.625f ? small : big, x);
@@ -80,15 +81,15 @@ __forceinline__ float log_f(float x) {
     // x = 2^e * m with m in [sqrt(1/2), sqrt(2)).
     int e = static_cast<int>(bits - 0x3f3504f3u) >> 23;
     float f = __builtin_bit_cast(float, bits - (static_cast<uint32_t>(e) << 23)) - 1.0f;
-    float p = 7.0376836292e-2f;
-    p = __builtin_fmaf(p, f, -1.1514610310e-1f);
-    p = __builtin_fmaf(p, f, 1.1676998740e-1f);
-    p = __builtin_fmaf(p, f, -1.2420140846e-1f);
-    p = __builtin_fmaf(p, f, 1.4249322787e-1f);
-    p = __builtin_fmaf(p, f, -1.6668057665e-1f);
-    p = __builtin_fmaf(p, f, 2.0000714765e-1f);
-    p = __builtin_fmaf(p, f, -2.4999993993e-1f);
-    p = __builtin_fmaf(p, f, 3.3333331174e-1f);
+    float p = 6.746600742e-2f;
+    p = __builtin_fmaf(p, f, -1.167564088e-1f);
+    p = __builtin_fmaf(p, f, 1.188817464e-1f);
+    p = __builtin_fmaf(p, f, -1.240559150e-1f);
+    p = __builtin_fmaf(p, f, 1.421955091e-1f);
+    p = __builtin_fmaf(p, f, -1.666799566e-1f);
+    p = __builtin_fmaf(p, f, 2.000211873e-1f);
+    p = __builtin_fmaf(p, f, -2.500000960e-1f);
+    p = __builtin_fmaf(p, f, 3.333331260e-1f);
     float z = f * f, n = static_cast<float>(e);
     float y = f * z * p;
     y = __builtin_fmaf(n, -2.12194440e-4f, y);

@@ -42,6 +42,7 @@ RunState some_state(int64_t step) {
     RunState s;
     s.step = step;
     s.tokens = step * 640;
+    s.last_change = step - 1;
     s.at = {1, 2, 3, 4};
     s.seed = 18446744073709551557ull;  // more than a double or an int64 holds
     s.world_size = 3;
@@ -57,11 +58,14 @@ struct Saved {
     Registry registry = build_registry(config);
     std::vector<float> master = random_arena(registry, 1), m = random_arena(registry, 2), v = random_arena(registry, 3);
     std::string save(int64_t step, Dtype dtype = Dtype::f32) {
-        return checkpoint_save(temp.path, some_state(step), config, registry, {master.data(), m.data(), v.data()}, dtype, {});
+        return checkpoint_save(temp.path, some_state(step), config, registry, {master.data(), m.data(), v.data()},
+                               dtype, {});
     }
 };
 
-void truncate_file(const std::string& path, uintmax_t bytes) { fs::resize_file(path, bytes); }
+void truncate_file(const std::string& path, uintmax_t bytes) {
+    fs::resize_file(path, bytes);
+}
 
 void flip_byte(const std::string& path, std::streamoff at) {
     std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
@@ -82,7 +86,9 @@ std::string message_of(Body body) {
     }
     return "no error";
 }
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+bool contains(const std::string& text, const std::string& part) {
+    return text.find(part) != std::string::npos;
+}
 
 }  // namespace
 
@@ -97,6 +103,7 @@ TEST_CASE("a checkpoint is read back as it was written", "[checkpoint]") {
         const RunState want = some_state(7), got = checkpoint_read_state(folder);
         CHECK(got.step == want.step);
         CHECK(got.tokens == want.tokens);
+        CHECK(got.last_change == want.last_change);
         CHECK(got.at.shard == 1);
         CHECK(got.at.token == 2);
         CHECK(got.at.epoch == 3);
@@ -110,8 +117,10 @@ TEST_CASE("a checkpoint is read back as it was written", "[checkpoint]") {
         const size_t size = s.master.size();
         std::vector<float> master(size), m(size), v(size);
         weights_read(folder, s.registry, master.data());
-        if (dtype == Dtype::f32) CHECK(master == s.master);
-        else CHECK(relative_error(to_double(master), to_double(s.master)) < 0x1p-8);  // rounded to 8 bits
+        if (dtype == Dtype::f32)
+            CHECK(master == s.master);
+        else
+            CHECK(relative_error(to_double(master), to_double(s.master)) < 0x1p-8);  // rounded to 8 bits
         checkpoint_read_optimizer(folder, s.registry, m.data(), v.data(), master.data());
         CHECK(master == s.master);  // exact in either case: bf16 keeps the masters beside the moments
         CHECK(m == s.m);
@@ -141,9 +150,9 @@ TEST_CASE("damage to any file of a checkpoint is found, and the newest intact on
     const struct {
         const char* name;
         int kind;  // 0 truncated, 1 a bit flipped, 2 deleted
-    } damages[] = {{"model.safetensors", 0},          {"model.safetensors", 1}, {"model.safetensors", 2},
-                   {"optimizer_0000.safetensors", 0}, {"config.json", 1},       {"state.json", 0},
-                   {"state.json", 2}};
+    } damages[] = {
+        {"model.safetensors", 0}, {"model.safetensors", 1}, {"model.safetensors", 2}, {"optimizer_0000.safetensors", 0},
+        {"config.json", 1},       {"state.json", 0},        {"state.json", 2}};
     for (const auto& damage : damages) {
         Saved s;
         s.save(5);
@@ -237,8 +246,12 @@ struct Editable {
 }  // namespace
 
 TEST_CASE("Hugging Face variants of a weight file are taken", "[checkpoint]") {
-    SECTION("as it is") { CHECK(Editable(small_config()).read() == ""); }
-    SECTION("untied") { CHECK(Editable(small_config(false)).read() == ""); }
+    SECTION("as it is") {
+        CHECK(Editable(small_config()).read() == "");
+    }
+    SECTION("untied") {
+        CHECK(Editable(small_config(false)).read() == "");
+    }
     SECTION("transformer. prefix, masks") {
         Editable e(small_config());
         for (TensorOut& tensor : e.tensors) tensor.name = "transformer." + tensor.name;
@@ -305,7 +318,8 @@ TEST_CASE("weights move into a model with other parameters, which keep their val
     CHECK(contains(notes[0], "h.1.mlp.c_fc.bias"));
     CHECK_FALSE(contains(notes[0], "ln_f.weight"));
     CHECK(arena[static_cast<size_t>(want.find("ln_f.bias").offset)] == 0.25f);
-    CHECK(arena[static_cast<size_t>(want.find("ln_f.weight").offset)] == source[static_cast<size_t>(have.find("ln_f.weight").offset)]);
+    CHECK(arena[static_cast<size_t>(want.find("ln_f.weight").offset)] ==
+          source[static_cast<size_t>(have.find("ln_f.weight").offset)]);
 
     std::vector<float> back(static_cast<size_t>(have.arena));
     TempFolder other;

@@ -33,7 +33,9 @@ std::string refusal(const std::vector<std::string>& words) {
     return "accepted";
 }
 
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+bool contains(const std::string& text, const std::string& part) {
+    return text.find(part) != std::string::npos;
+}
 
 std::string write_config(const TempFolder& temp, const std::string& text) {
     const std::string path = temp.path + "/run.toml";
@@ -73,7 +75,8 @@ TEST_CASE("of a repeated option the last counts, repeatable ones gather", "[cli]
 TEST_CASE("a preset is overridden by what is given", "[cli]") {
     std::vector<std::string> notes;
     const ModelConfig c = options_config(*parse(with({"--layers", "2", "--channels", "64", "--no-bias", "--no-tie",
-                                                      "--activation", "gelu", "--norm-eps", "1e-3"})), "", notes);
+                                                      "--activation", "gelu", "--norm-eps", "1e-3"})),
+                                         "", notes);
     CHECK(c.layers == 2);
     CHECK(c.channels == 64);
     CHECK(c.ffn == 256);
@@ -194,9 +197,9 @@ TEST_CASE("mistakes in a --config file name the file and what is wrong", "[cli]"
     const struct {
         std::string text, part;
     } cases[] = {
-        {"stepz = 3\n", "stepz"},       {"steps = many\n", "line 1"},     {"a\n", "'='"},
-        {"lr = \"x\n", "quote"},        {"lr = 1\nlr = 2\n", "line 2"},   {"freeze = [\"a\"\n", "array"},
-        {"steps = 1 2\n", "follows"},   {"muon-lr = 0.1\n", "muon-lr"},   {"config = \"x\"\n", "config"},
+        {"stepz = 3\n", "stepz"},     {"steps = many\n", "line 1"},   {"a\n", "'='"},
+        {"lr = \"x\n", "quote"},      {"lr = 1\nlr = 2\n", "line 2"}, {"freeze = [\"a\"\n", "array"},
+        {"steps = 1 2\n", "follows"}, {"muon-lr = 0.1\n", "muon-lr"}, {"config = \"x\"\n", "config"},
     };
     for (const auto& c : cases) {
         const std::string path = write_config(temp, c.text);
@@ -223,5 +226,6 @@ TEST_CASE("help, version and presets are printed and end with 0", "[cli]") {
     CHECK(contains(version.out, "residual.cu"));
     const ProgramResult models = run_program("train_gpt2", {"--help-models"});
     CHECK(models.status == 0);
-    for (const char* part : {"gpt2-nano", "gpt2-xl", "--channels 1600", "--layers 48"}) CHECK(contains(models.out, part));
+    for (const char* part : {"gpt2-nano", "gpt2-xl", "--channels 1600", "--layers 48"})
+        CHECK(contains(models.out, part));
 }

@@ -9,7 +9,7 @@
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-#define NEEDS_PROGRAMS() \
+#define NEEDS_PROGRAMS()                                                                           \
     if (!have_program("train_gpt2") || !have_program("sample_gpt2") || !have_program("eval_gpt2")) \
     SKIP_TEST("driver errors: RESIDUAL_BUILD names no build")
 
@@ -22,7 +22,9 @@ void check_refused(const ProgramResult& result, const std::string& part) {
     CHECK(result.err.find(part) != std::string::npos);
 }
 
-void write_bytes(const std::string& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
+void write_bytes(const std::string& path, const std::string& bytes) {
+    std::ofstream(path, std::ios::binary) << bytes;
+}
 
 }  // namespace
 
@@ -31,7 +33,9 @@ TEST_CASE("train_gpt2 refuses bad input in one line", "[errors]") {
     TempFolder temp;
     const std::string prefix = temp.path + "/tiny", out = temp.path + "/run";
     write_tiny_data(prefix);
-    auto train = [&](const std::vector<std::string>& more) { return run_program("train_gpt2", tiny_args(prefix, out, more)); };
+    auto train = [&](const std::vector<std::string>& more) {
+        return run_program("train_gpt2", tiny_args(prefix, out, more));
+    };
     const std::string shard = prefix + "_train_000000.bin", bad = temp.path + "/bad.bin";
 
     check_refused(run_program("train_gpt2", {"--nonsense"}), "--nonsense");
@@ -57,10 +61,13 @@ TEST_CASE("train_gpt2 refuses bad input in one line", "[errors]") {
     check_refused(train({"--dump-grads", temp.path + "/no/folder.safetensors"}), "--dump-grads");
     check_refused(train({"--eval", "ppl=" + temp.path + "/absent.txt"}), "absent.txt");
     check_refused(train({"--out", shard}), "tiny_train_");
-    check_refused(run_program("train_gpt2", {"--init-from", temp.path + "/absent", "--train", shard, "--steps", "1", "--out", out}), "absent");
+    check_refused(run_program("train_gpt2",
+                              {"--init-from", temp.path + "/absent", "--train", shard, "--steps", "1", "--out", out}),
+                  "absent");
     // A batch that cannot fit, predicted before anything is allocated.
-    check_refused(run_program("train_gpt2", {"--model", "gpt2-xl", "--train", shard, "--batch", "100000", "--seq", "8", "--no-shuffle",
-                                             "--steps", "1", "--out", out}), "--batch");
+    check_refused(run_program("train_gpt2", {"--model", "gpt2-xl", "--train", shard, "--batch", "100000", "--seq", "8",
+                                             "--no-shuffle", "--steps", "1", "--out", out}),
+                  "--batch");
     CHECK(read_events(out).empty());
 
     REQUIRE(train({}).status == 0);
@@ -70,7 +77,9 @@ TEST_CASE("train_gpt2 refuses bad input in one line", "[errors]") {
 
     // Without the tokenizer's file nothing can be said in text.
     fs::remove(prefix + "_tokenizer.json");
-    check_refused(run_program("train_gpt2", tiny_args(prefix, temp.path + "/run2", {"--sample-every", "1", "--prompt", "The"})), "tokenizer");
+    check_refused(
+        run_program("train_gpt2", tiny_args(prefix, temp.path + "/run2", {"--sample-every", "1", "--prompt", "The"})),
+        "tokenizer");
 }
 
 TEST_CASE("checkpoints cut short are refused by file", "[errors]") {
@@ -80,7 +89,8 @@ TEST_CASE("checkpoints cut short are refused by file", "[errors]") {
     write_tiny_data(prefix);
     REQUIRE(run_program("train_gpt2", tiny_args(prefix, out, {"--steps", "2"})).status == 0);
     auto from = [&](const std::string& dir) {
-        return run_program("train_gpt2", {"--init-from", dir, "--train", prefix + "_train_*.bin", "--steps", "1", "--out", temp.path + "/next"});
+        return run_program("train_gpt2", {"--init-from", dir, "--train", prefix + "_train_*.bin", "--steps", "1",
+                                          "--out", temp.path + "/next"});
     };
     check_refused(run_program("train_gpt2", {"--init-from", folder, "--layers", "3", "--dry-run"}), "--layers");
     fs::resize_file(folder + "/model.safetensors", fs::file_size(folder + "/model.safetensors") - 100);
@@ -103,8 +113,9 @@ TEST_CASE("a run that diverges ends with 2 and one line", "[errors]") {
     TempFolder temp;
     const std::string prefix = temp.path + "/tiny", out = temp.path + "/run";
     write_tiny_data(prefix);
-    const ProgramResult result = run_program(
-        "train_gpt2", tiny_args(prefix, out, {"--lr", "1e30", "--grad-clip", "0", "--schedule", "constant", "--warmup", "0", "--steps", "50"}));
+    const ProgramResult result = run_program("train_gpt2", tiny_args(prefix, out,
+                                                                     {"--lr", "1e30", "--grad-clip", "0", "--schedule",
+                                                                      "constant", "--warmup", "0", "--steps", "50"}));
     INFO(result.err);
     CHECK(result.status == 2);
     CHECK(count_lines(result.err) == 1);
@@ -124,7 +135,9 @@ TEST_CASE("one rank's mistake ends all of them with one line", "[errors][ranks]"
         INFO(result.err);
         CHECK(result.status == 1);
         int ours = 0;  // mpirun adds lines of its own
-        for (size_t at = result.err.find("train_gpt2: "); at != std::string::npos; at = result.err.find("train_gpt2: ", at + 1)) ours++;
+        for (size_t at = result.err.find("train_gpt2: "); at != std::string::npos;
+             at = result.err.find("train_gpt2: ", at + 1))
+            ours++;
         CHECK(ours == 1);
     }
 }
@@ -135,16 +148,18 @@ TEST_CASE("log.jsonl has the events and fields of the contract", "[errors]") {
     const std::string prefix = temp.path + "/tiny", out = temp.path + "/run", text = temp.path + "/text.txt";
     write_tiny_data(prefix);
     write_bytes(text, "the cat sat on a mat. It was\n<|endoftext|>\nthe mat.");
-    const ProgramResult result = run_program(
-        "train_gpt2", tiny_args(prefix, out, {"--val", prefix + "_val_*.bin", "--val-every", "5", "--val-batches", "2", "--eval", "ppl=" + text,
-                                              "--sample-every", "10", "--sample-tokens", "5", "--prompt", "the ", "--dump-grads",
-                                              temp.path + "/grads.safetensors"}));
+    const ProgramResult result =
+        run_program("train_gpt2", tiny_args(prefix, out,
+                                            {"--val", prefix + "_val_*.bin", "--val-every", "5", "--val-batches", "2",
+                                             "--eval", "ppl=" + text, "--sample-every", "10", "--sample-tokens", "5",
+                                             "--prompt", "the ", "--dump-grads", temp.path + "/grads.safetensors"}));
     INFO(result.err);
     REQUIRE(result.status == 0);
     CHECK(result.err.empty());
     const std::vector<json> events = read_events(out);
     CHECK(events.front()["event"] == "start");
-    for (const char* key : {"version", "options", "model", "machine", "parameters", "flops_per_token", "peak_flops", "peak_flops_source"}) {
+    for (const char* key : {"version", "options", "model", "machine", "parameters", "flops_per_token", "peak_flops",
+                            "peak_flops_source"}) {
         INFO(key);
         CHECK(events.front().contains(key));
     }
@@ -195,7 +210,8 @@ TEST_CASE("log.jsonl has the events and fields of the contract", "[errors]") {
     CHECK(score["bits_per_byte"].get<double>() == Approx(nll / std::log(2.0) / 51).epsilon(1e-9));
 
     // More context never makes windows incomparable: a stride of 1 is a better-informed score of the same tokens.
-    const ProgramResult strided = run_program("eval_gpt2", {"--model", out, "--task", "ppl=" + text, "--stride", "1", "--json", scores});
+    const ProgramResult strided =
+        run_program("eval_gpt2", {"--model", out, "--task", "ppl=" + text, "--stride", "1", "--json", scores});
     REQUIRE(strided.status == 0);
     CHECK(json::parse(read_text(scores)).at(0)["n"] == 37);
 
@@ -228,7 +244,8 @@ TEST_CASE("log.jsonl has the events and fields of the contract", "[errors]") {
 TEST_CASE("--dry-run says what a run would take and writes nothing", "[errors]") {
     NEEDS_PROGRAMS();
     TempFolder temp;
-    const ProgramResult result = run_program("train_gpt2", {"--model", "gpt2", "--batch", "4", "--seq", "64", "--dry-run", "--out", temp.path + "/x"});
+    const ProgramResult result = run_program(
+        "train_gpt2", {"--model", "gpt2", "--batch", "4", "--seq", "64", "--dry-run", "--out", temp.path + "/x"});
     INFO(result.err);
     CHECK(result.status == 0);
     for (const char* part : {"124439808", "FLOPs per token", "total", "largest batch"}) {

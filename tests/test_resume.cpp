@@ -31,7 +31,8 @@ void check_same_bytes(const std::string& a, const std::string& b, const std::vec
         CHECK(read_text(a + "/" + name) == read_text(b + "/" + name));
     }
 }
-const std::vector<std::string> all_files = {"config.json", "model.safetensors", "optimizer_0000.safetensors", "tiny_tokenizer.json"};
+const std::vector<std::string> all_files = {"config.json", "model.safetensors", "optimizer_0000.safetensors",
+                                            "tiny_tokenizer.json"};
 
 // What a step event says about the update, without how long it took.
 json without_time(json event) {
@@ -56,6 +57,7 @@ TEST_CASE("10 updates are 5 + resume + 5, bit for bit", "[resume]") {
     const std::vector<std::vector<std::string>> variants = {
         {},
         {"--no-shuffle", "--total-batch", "128", "--save-dtype", "bf16"},
+        {"--freeze", "embed", "--freeze", "h.0.*"},
         {"--schedule", "wsd", "--no-tie", "--val", val, "--val-every", "2", "--val-batches", "3"}};
     for (size_t i = 0; i < variants.size(); i++) {
         INFO("variant " << i);
@@ -170,13 +172,19 @@ TEST_CASE("a signal ends the run after the update, with a checkpoint, and the ru
     // A shell sends the signal as soon as the first update is in the log.
     std::string command = "OUT='" + d.other + "'; '" + std::string(getenv("RESIDUAL_BUILD")) + "/train_gpt2'";
     for (const std::string& word : tiny_args(d.prefix, d.other, {"--steps", "60"})) command += " '" + word + "'";
-    command += " > /dev/null & PID=$!; until grep -qs '\"step\",\"step\":3,' \"$OUT/log.jsonl\"; do sleep 0.005; done; "
-               "kill -TERM $PID; wait $PID";
-    const int raw = std::system(("bash -c \"" + [&] {
-        std::string escaped;
-        for (char c : command) escaped += c == '"' || c == '$' || c == '\\' ? std::string("\\") + c : std::string(1, c);
-        return escaped;
-    }() + "\"").c_str());
+    command +=
+        " > /dev/null & PID=$!; until grep -qs '\"step\",\"step\":3,' \"$OUT/log.jsonl\"; do sleep 0.005; done; "
+        "kill -TERM $PID; wait $PID";
+    const int raw =
+        std::system(("bash -c \"" +
+                     [&] {
+                         std::string escaped;
+                         for (char c : command)
+                             escaped += c == '"' || c == '$' || c == '\\' ? std::string("\\") + c : std::string(1, c);
+                         return escaped;
+                     }() +
+                     "\"")
+                        .c_str());
     REQUIRE(WIFEXITED(raw));
     if (WEXITSTATUS(raw) == 0) SKIP_TEST("signal: the run was over before the signal came");
     REQUIRE(WEXITSTATUS(raw) == 3);
@@ -199,8 +207,9 @@ TEST_CASE("--init-from takes run, checkpoint and Hugging Face folders", "[resume
     std::vector<std::string> outs;
     for (const std::string& from : {d.dir, folder, plain}) {
         outs.push_back(d.temp.path + "/from" + std::to_string(outs.size()));
-        const ProgramResult result = run_program("train_gpt2", {"--init-from", from, "--train", d.prefix + "_train_*.bin", "--steps",
-                                                                "2", "--batch", "4", "--out", outs.back()});
+        const ProgramResult result =
+            run_program("train_gpt2", {"--init-from", from, "--train", d.prefix + "_train_*.bin", "--steps", "2",
+                                       "--batch", "4", "--out", outs.back()});
         INFO(result.err);
         REQUIRE(result.status == 0);
         check_same_log(outs[0], outs.back());
@@ -213,7 +222,8 @@ TEST_CASE("one, two and three ranks see the same updates and validate to the sam
     NEEDS_PROGRAM();
     if (std::system("command -v mpirun > /dev/null 2>&1") != 0) SKIP_TEST("ranks: there is no mpirun");
     Data d;
-    const std::vector<std::string> options = {"--total-batch", "384", "--val", d.prefix + "_val_*.bin", "--save-every", "5"};
+    const std::vector<std::string> options = {"--total-batch",         "384",          "--val",
+                                              d.prefix + "_val_*.bin", "--save-every", "5"};
     std::vector<double> losses, val;
     for (int ranks : {1, 2, 3}) {
         const std::string out = d.dir + std::to_string(ranks);

@@ -57,7 +57,8 @@ TEST_CASE("schedules stay within [0,1] at every length of warm-up and run", "[sc
                     s.decay_steps = decay;
                     for (int64_t t = 0; t < steps; t++) {
                         const double rate = schedule_at(s, t);
-                        INFO(schedule_names()[static_cast<size_t>(kind)] << " T " << steps << " W " << warmup << " t " << t);
+                        INFO(schedule_names()[static_cast<size_t>(kind)] << " T " << steps << " W " << warmup << " t "
+                                                                         << t);
                         REQUIRE(rate > 0);
                         REQUIRE(rate <= 1);
                     }

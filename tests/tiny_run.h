@@ -11,8 +11,8 @@
 #include "run_program.h"
 #include "test.h"
 
-// PREFIX_train_000000.bin, PREFIX_val_000000.bin, PREFIX_tokenizer.json of words that repeat, so that there is something
-// to learn.
+// PREFIX_train_000000.bin, PREFIX_val_000000.bin, PREFIX_tokenizer.json of words that repeat, so that there is
+// something to learn.
 inline void write_tiny_data(const std::string& prefix, size_t tokens = 4000) {
     Random random(11);
     const std::vector<std::string> words = {"the ", "cat ", "sat ", "on ", "a ", "mat. ", "It ", "was\n"};
@@ -28,10 +28,12 @@ inline void write_tiny_data(const std::string& prefix, size_t tokens = 4000) {
 }
 
 // Options of a run in DIR on the data at PREFIX; later options override.
-inline std::vector<std::string> tiny_args(const std::string& prefix, const std::string& dir, std::vector<std::string> more = {}) {
-    std::vector<std::string> args = {"--model", "gpt2-nano", "--layers", "2", "--heads", "2", "--channels", "32",
-                                     "--context", "16", "--train", prefix + "_train_*.bin", "--batch", "4",
-                                     "--steps", "10", "--lr", "1e-2", "--warmup", "2", "--out", dir};
+inline std::vector<std::string> tiny_args(const std::string& prefix, const std::string& dir,
+                                          std::vector<std::string> more = {}) {
+    std::vector<std::string> args = {"--model",    "gpt2-nano", "--layers",  "2",  "--heads", "2",
+                                     "--channels", "32",        "--context", "16", "--train", prefix + "_train_*.bin",
+                                     "--batch",    "4",         "--steps",   "10", "--lr",    "1e-2",
+                                     "--warmup",   "2",         "--out",     dir};
     args.insert(args.end(), more.begin(), more.end());
     return args;
 }

@@ -1,0 +1,34 @@
+#include "kernels/bias.cuh"
+
+#include <cstring>
+
+#include "test.h"
+
+TEST_CASE("bias gradient") {
+    Random random(1);
+    for (int OC : {PackX::size, 16, 128, 760, 1128, 2304, 6400, 8192}) {
+        for (int64_t N : {1, 5, 199, 3000}) {
+            if (N == 3000 && OC > 1128) continue;
+            INFO("N=" << N << " OC=" << OC);
+            // With a mean: a sum that only random walks would hide a lost row.
+            auto dout = random.normals<floatX>(static_cast<size_t>(N) * OC, 1.0, 0.5);
+            auto before = random.normals<float>(OC);
+            std::vector<double> want = to_double(before);
+            for (int64_t n = 0; n < N; n++)
+                for (int c = 0; c < OC; c++) want[c] += to_float(dout[n * OC + c]);
+            Device<floatX> d(dout);
+            Device<float> scratch(bias_scratch_bytes(OC) / sizeof(float));
+            std::vector<float> first;
+            for (int run = 0; run < 2; run++) {
+                Device<float> dbias(before);
+                scratch.poison();
+                bias_backward(dbias.data, d.data, scratch.data, N, OC, nullptr);
+                auto got = dbias.read();
+                // fp32 sums of N terms of one sign: each of the partial sums has its rounding, sqrt(N) * 2^-24 in all.
+                CHECK(relative_error(to_double(got), want) < 0x1p-24 * (3 + std::sqrt(static_cast<double>(N))));
+                if (run == 0) first = got;
+                else CHECK(memcmp(first.data(), got.data(), got.size() * sizeof(float)) == 0);
+            }
+        }
+    }
+}
