@@ -41,8 +41,9 @@ BENCH := $(wildcard dev/bench/bench*.cu)
 PROGRAMS := train_gpt2 eval_gpt2 sample_gpt2 tokenize bench
 # Tests of kernels and of the CPU machine need no model: they are what the check and asan variants build.
 KERNEL_TESTS := $(wildcard $(addprefix tests/test_,$(addsuffix .c*,simt* ptx matmul cublaslt activation attention* seam \
-                  embedding bias classifier adamw gradient_norm)))
-TESTS := $(if $(VARIANT),$(KERNEL_TESTS),$(wildcard tests/test_*.cpp tests/test_*.cu) tests/run_program.cpp)
+                  embedding bias classifier adamw gradient_norm nccl)))
+ALL_TESTS := $(wildcard tests/test_*.cpp tests/test_*.cu) tests/run_program.cpp
+TESTS := $(if $(VARIANT),$(KERNEL_TESTS),$(if $(filter cuda,$(BACKEND)),$(filter-out tests/test_simt%,$(ALL_TESTS)),$(ALL_TESTS)))
 
 objects = $(patsubst %,$(OBJ)/%.o,$(1))
 KERNEL_OBJ := $(call objects,$(KERNELS) $(SIMT))
@@ -110,7 +111,7 @@ $(addprefix $(BUILD)/,$(filter-out bench,$(PROGRAMS))): $(BUILD)/%: $(OBJ)/%.mai
 $(BUILD)/bench: $(call objects,$(BENCH)) $(LIB_OBJ)
 	@echo link $@
 	@$(LINK) $(LDFLAGS) -o $@ $^ $(LIBS)
-$(BUILD)/tests: $(TEST_OBJ) $(if $(VARIANT),$(KERNEL_OBJ),$(LIB_OBJ))
+$(BUILD)/tests: $(TEST_OBJ) $(if $(VARIANT),$(KERNEL_OBJ) $(call objects,$(wildcard parallel/*.cpp)),$(LIB_OBJ))
 	@echo link $@
 	@$(LINK) $(LDFLAGS) -o $@ $^ $(LIBS)
 # The program that tests collectives under mpirun.

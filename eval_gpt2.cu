@@ -2,9 +2,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "checkpoint/files.h"
 #include "driver/cli.h"
 #include "driver/load.h"
 #include "driver/program.h"
@@ -61,7 +61,12 @@ static int evaluate(int argc, char** argv) {
         score["bits_per_byte"] = p.bits_per_byte();
         scores.push_back(score);
     }
-    if (!json_path.empty()) write_text_atomic(json_path, scores.dump(2) + "\n");
+    if (!json_path.empty()) {  // written in place, not aside and renamed: it may well be /dev/stdout
+        std::ofstream file(json_path);
+        file << scores.dump(2) << std::endl;
+        if (!file)
+            throw user_error("--json %s: cannot be written; check the path and the space left", json_path.c_str());
+    }
     return EXIT_DONE;
 }
 

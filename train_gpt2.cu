@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cmath>
 #include <csignal>
+#include <filesystem>
 
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/files.h"
@@ -88,11 +89,13 @@ static void find_out_folder(Run& run) {
     }
     make_folders(o.out);
     checkpoint_prune(o.out, 0);
-    if (!o.dump_grads.empty()) {
-        const size_t slash = o.dump_grads.find_last_of('/');
-        if (slash != std::string::npos && slash > 0 && !folder_exists(o.dump_grads.substr(0, slash)))
-            throw user_error("--dump-grads %s: there is no such folder to write to", o.dump_grads.c_str());
-    }
+    if (o.dump_grads.empty()) return;
+    // The file is written aside and renamed, which would replace a device like /dev/null.
+    const std::filesystem::path file = o.dump_grads, parent = file.parent_path();
+    if (!parent.empty() && !folder_exists(parent))
+        throw user_error("--dump-grads %s: there is no such folder to write to", o.dump_grads.c_str());
+    if (std::filesystem::exists(file) && !std::filesystem::is_regular_file(file))
+        throw user_error("--dump-grads %s: it is there and is no plain file; name another", o.dump_grads.c_str());
 }
 
 // The model to train: what was asked for, which must be what the checkpoint holds when there is one.

@@ -12,6 +12,7 @@
 #include "checkpoint/files.h"
 #include "driver/version.h"
 #include "kernels/error.h"
+#include "parallel/rendezvous.h"
 
 using nlohmann::ordered_json;
 
@@ -93,7 +94,8 @@ Log log_open(const std::string& run, int64_t steps, int rank) {
     log.file = fopen(log.path.c_str(), "a");
     if (log.file == nullptr)
         throw user_error("%s: cannot be written: %s; choose another --out", log.path.c_str(), strerror(errno));
-    log.terminal = isatty(STDOUT_FILENO) != 0;
+    // mpirun puts a terminal of its own behind stdout, wherever that leads: no bar there.
+    log.terminal = isatty(STDOUT_FILENO) != 0 && launch_from_environment().launcher.empty();
     return log;
 }
 
@@ -221,6 +223,7 @@ void log_resume(Log& log, int64_t step, int64_t tokens, const std::string& folde
 
 void log_end(Log& log, int64_t step, const std::string& reason, double seconds) {
     write(log, {{"event", "end"}, {"step", step}, {"reason", reason}, {"seconds", number(seconds)}});
+    log.step = log.steps;  // no bar behind the last line
     log_line(log, format("%s at step %lld after %s", reason.c_str(), static_cast<long long>(step),
                          time_text(seconds).c_str()));
 }

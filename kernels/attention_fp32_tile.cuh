@@ -45,20 +45,8 @@ __device__ __forceinline__ void clear(Wide (&acc)[TILE_ROWS]) {
     for (int r = 0; r < TILE_ROWS; r++) acc[r] = wide_zero();
 }
 
-// tile (ROWS,STRIDE) = rows 0..ROWS-1 of from (valid,HS), whose rows lie `stride` apart; zero beyond `valid` and, up to
-// the next multiple of 16, beyond HS.
-template <int THREADS, int ROWS, int D, int STRIDE>
-__device__ __forceinline__ void load_rows(float* tile, const float* from, int64_t stride, int valid, int HS) {
-    const int width = (HS + TILE_COLS - 1) / TILE_COLS * TILE_COLS;
-#pragma unroll 2
-    for (int i = static_cast<int>(threadIdx.x); i < ROWS * (D / 4); i += THREADS) {
-        const int row = i / (D / 4), c = i % (D / 4) * 4;
-        if (c >= width) continue;
-        Pack<float> pack = {};
-        if (row < valid && c < HS) pack = load_pack(from + row * stride + c);
-        store_pack(tile + row * STRIDE + c, pack);
-    }
-}
+// The loads below take 16 channels, a cache line, at a time: the fewer instructions lie between two lines, the more of
+// them are on their way at once on the CPU machine.
 
 // x = from[0..15], zero from `left` on (a multiple of 4).
 __device__ __forceinline__ void load_sixteen(float (&x)[TILE_COLS], const float* from, int left) {
@@ -75,8 +63,21 @@ __device__ __forceinline__ void load_sixteen(float (&x)[TILE_COLS], const float*
     }
 }
 
-// tile (D,COLS) = from^T: column j is row j of from (valid,HS); zero beyond `valid`. A thread takes 16 channels, a cache
-// line, at a time: the fewer instructions between two lines, the more of them are on their way at once.
+// tile (ROWS,STRIDE) = rows 0..ROWS-1 of from (valid,HS), whose rows lie `stride` apart; zero beyond `valid` and, up to
+// the next multiple of 16, beyond HS.
+template <int THREADS, int ROWS, int D, int STRIDE>
+__device__ __forceinline__ void load_rows(float* tile, const float* from, int64_t stride, int valid, int HS) {
+#pragma unroll 2
+    for (int i = static_cast<int>(threadIdx.x); i < ROWS * (D / TILE_COLS); i += THREADS) {
+        const int row = i / (D / TILE_COLS), c = i % (D / TILE_COLS) * TILE_COLS;
+        if (c >= HS) continue;
+        float x[TILE_COLS];
+        load_sixteen(x, from + row * stride + c, row < valid ? HS - c : 0);
+        wide_store(tile + row * STRIDE + c, wide_from_array(x));
+    }
+}
+
+// tile (D,COLS) = from^T: column j is row j of from (valid,HS); zero beyond `valid`.
 template <int THREADS, int COLS, int D>
 __device__ __forceinline__ void load_transposed(float* tile, const float* from, int64_t stride, int valid, int HS) {
 #pragma unroll 1

@@ -85,7 +85,7 @@ __device__ __forceinline__ void multiply_rows(float (&acc)[MB][NB][4], uint32_t 
             for (int e = 0; e < 4; e++) acc[m][n][e] = 0.0f;
         }
     }
-#pragma unroll
+#pragma unroll (D == 128 ? 4 : D / 16)  // unrolled further, what is loaded ahead no longer fits the registers
     for (int k = 0; k < D / 16; k++) {
         uint32_t a[4 * MB], b[2 * NB], from_a[MB], from_b[NB / 2];
 #pragma unroll

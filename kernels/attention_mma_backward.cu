@@ -290,10 +290,10 @@ void attention_backward_tiles(__nv_bfloat16* dqkv, const __nv_bfloat16* dout, co
         key_gradient<KeyTile<64, 2, 64, 4, true, true>>(a, s, stream);
         query_gradient<QueryTile<64, 2, 48>>(a, s, stream);
     } else if (s.HS <= 96) {
-        key_gradient<KeyTile<96, 1, 48, 6, true, true>>(a, s, stream);
+        key_gradient<KeyTile<96, 1, 64, 8, true, true>>(a, s, stream);
         query_gradient<QueryTile<96, 2, 32>>(a, s, stream);
     } else if (s.HS <= 128) {
-        key_gradient<KeyTile<128, 1, 48, 6, true, true>>(a, s, stream);
+        key_gradient<KeyTile<128, 1, 64, 8, true, true>>(a, s, stream);
         query_gradient<QueryTile<128, 2, 32>>(a, s, stream);
     } else {
         key_gradient<KeyTile<256, 1, 16, 2, true, false>>(a, s, stream);

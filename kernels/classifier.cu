@@ -7,35 +7,92 @@
 #include "kernels/classifier.cuh"
 
 #include <cmath>
+#include <fold.cuh>
+#include <wide.cuh>
 
 namespace {
 
 constexpr int MAX_THREADS = 256;
-constexpr int PACKS = 4;  // a thread's loads in flight
-constexpr int STEP = PACKS * PackX::size;
 constexpr float LOWEST = -3.402823466e38f;  // finite, so that exp(-inf - LOWEST) is 0 and not NaN
+
+// What a thread reads in one piece. bf16: one pack, and several pieces in flight. fp32, where the CPU machine is what
+// matters: four packs, which are one vector register there.
+constexpr int PIECE = sizeof(floatX) == 2 ? 8 : 16;
+constexpr int PIECES = sizeof(floatX) == 2 ? 4 : 1;
+constexpr int STEP = PIECES * PIECE;
+constexpr int LINE = WARP * PIECE;
+
+template <class T, int N>
+__device__ __forceinline__ void load_piece(float (&v)[N], int piece, const T* from) {
+    if constexpr (sizeof(T) == 4) {
+        wide_to_array(v, wide_load(from));
+    } else {
+        Pack<T> pack = load_pack(from);
+#pragma unroll
+        for (int j = 0; j < PIECE; j++) v[piece * PIECE + j] = to_float(pack[j]);
+    }
+}
+template <class T, int N>
+__device__ __forceinline__ void store_piece(T* to, const float (&v)[N], int piece) {
+    if constexpr (sizeof(T) == 4) {
+        wide_store(to, wide_from_array(v));
+    } else {
+        Pack<T> pack;
+#pragma unroll
+        for (int j = 0; j < PIECE; j++) pack[j] = from_float<T>(v[piece * PIECE + j]);
+        store_pack(to, pack);
+    }
+}
 
 struct Shared {
     float scratch[WARP];
 };
 
-// One thread's share of a step: PACKS packs, blockDim.x packs apart from each other.
+// How the row is shared out: each warp has a contiguous part, read in lines of 32 pieces, PIECES lines in a step.
+struct Part {
+    int first, lines, steps;  // first column of this thread, lines of its warp
+    __device__ __forceinline__ explicit Part(int Vp) {
+        int warps = blockDim.x / WARP;
+        lines = ceil_div(ceil_div(Vp, LINE), warps);
+        steps = ceil_div(lines, PIECES);
+        first = threadIdx.x / WARP * lines * LINE + threadIdx.x % WARP * PIECE;
+    }
+    // Beyond every row for pieces behind the last line.
+    __device__ __forceinline__ int column(int step, int piece) const {
+        int line = step * PIECES + piece;
+        return line < lines ? first + line * LINE : 1 << 30;
+    }
+};
+
+// One thread's share of a step.
 struct Step {
     float v[STEP];
 
-    static __device__ __forceinline__ int column(int step, int pack) {
-        return ((step * PACKS + pack) * blockDim.x + threadIdx.x) * PackX::size;
-    }
     // Columns from V on become -infinity, whatever they hold.
-    __device__ __forceinline__ Step(const floatX* row, int step, int V) {
+    __device__ __forceinline__ Step(const floatX* row, const Part& part, int step, int V) {
+        if (part.column(step, PIECES - 1) + PIECE <= V) {
 #pragma unroll
-        for (int p = 0; p < PACKS; p++) {
-            int c = column(step, p);
-            PackX pack = {};
-            if (c < V) pack = load_pack(row + c);
+            for (int p = 0; p < PIECES; p++) {
+                load_piece(v, p, row + part.column(step, p));
+            }
+        } else {  // the end of the row
+            for (int i = 0; i < STEP; i++) {
+                int c = part.column(step, i / PIECE) + i % PIECE;
+                v[i] = c < V ? to_float(row[c]) : -INFINITY;
+            }
+        }
+    }
+    __device__ __forceinline__ void store(floatX* row, const Part& part, int step, int Vp) const {
+        if (part.column(step, PIECES - 1) + PIECE <= Vp) {
 #pragma unroll
-            for (int j = 0; j < PackX::size; j++)
-                v[p * PackX::size + j] = c + j < V ? to_float(pack[j]) : -INFINITY;
+            for (int p = 0; p < PIECES; p++) {
+                store_piece(row + part.column(step, p), v, p);
+            }
+        } else {
+            for (int i = 0; i < STEP; i++) {
+                int c = part.column(step, i / PIECE) + i % PIECE;
+                if (c < Vp) row[c] = from_float<floatX>(v[i]);
+            }
         }
     }
 };
@@ -44,7 +101,6 @@ __global__ void __launch_bounds__(MAX_THREADS) classifier_kernel(floatX* logits,
                                                                 float dloss, int V, int Vp, bool write_dlogits) {
     floatX* row = logits + static_cast<int64_t>(blockIdx.x) * Vp;
     int target = targets[blockIdx.x];
-    int steps = ceil_div(Vp, static_cast<int>(blockDim.x) * STEP);
     if (target < 0) {  // masked
         if (threadIdx.x == 0) losses[blockIdx.x] = 0.0f;
         if (!write_dlogits) return;
@@ -53,16 +109,16 @@ __global__ void __launch_bounds__(MAX_THREADS) classifier_kernel(floatX* logits,
     }
     float target_logit = target < V ? to_float(row[target]) : NAN;  // read before anyone overwrites it
 
+    const Part part(Vp);
     float max = LOWEST, sum = 0.0f;
-    for (int s = 0; s < steps; s++) {
-        Step x(row, s, V);
-        float larger = max;
+    for (int s = 0; s < part.steps; s++) {
+        if (part.column(s, 0) >= V) break;
+        Step x(row, part, s, V);
+        float larger = fold_max(x.v);
+        larger = larger > max ? larger : max;
 #pragma unroll
-        for (int i = 0; i < STEP; i++) larger = x.v[i] > larger ? x.v[i] : larger;
-        float added = 0.0f;
-#pragma unroll
-        for (int i = 0; i < STEP; i++) added += __expf(x.v[i] - larger);
-        sum = sum * __expf(max - larger) + added;
+        for (int i = 0; i < STEP; i++) x.v[i] = __expf(x.v[i] - larger);
+        sum = sum * __expf(max - larger) + fold_sum(x.v);
         max = larger;
     }
     Shared& shared = shared_as<Shared>();
@@ -72,19 +128,15 @@ __global__ void __launch_bounds__(MAX_THREADS) classifier_kernel(floatX* logits,
     if (!write_dlogits) return;
 
     float scale = dloss / total;
-    for (int s = 0; s < steps; s++) {
-        Step x(row, s, V);
+    for (int s = 0; s < part.steps; s++) {
+        if (part.column(s, 0) >= Vp) break;
+        Step x(row, part, s, V);
 #pragma unroll
-        for (int i = 0; i < STEP; i++) x.v[i] = __expf(x.v[i] - row_maximum) * scale;
-#pragma unroll
-        for (int p = 0; p < PACKS; p++) {
-            int c = Step::column(s, p);
-            PackX pack;
-#pragma unroll
-            for (int j = 0; j < PackX::size; j++)
-                pack[j] = from_float<floatX>(x.v[p * PackX::size + j] - (c + j == target ? dloss : 0.0f));
-            if (c < Vp) store_pack(row + c, pack);
+        for (int i = 0; i < STEP; i++) {
+            int c = part.column(s, i / PIECE) + i % PIECE;
+            x.v[i] = __expf(x.v[i] - row_maximum) * scale - (c == target ? dloss : 0.0f);
         }
+        x.store(row, part, s, Vp);
     }
 }
 

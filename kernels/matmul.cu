@@ -5,9 +5,9 @@
 #include <cstring>
 #include <unordered_map>
 
-// cuBLASLt is column-major. A row-major (R,S) matrix is the same memory as a column-major S x R one, so every product is
-// written with its operands exchanged:  out (N,OC) = inp weight^T  becomes  out^T = weight inp^T, an OC x N matrix whose
-// rows carry the bias.
+// cuBLASLt is column-major. A row-major (R,S) matrix is the same memory as a column-major S x R one, so every product
+// is written with its operands exchanged:  out (N,OC) = inp weight^T  becomes  out^T = weight inp^T, an OC x N matrix
+// whose rows carry the bias.
 
 namespace {
 
@@ -47,9 +47,19 @@ struct Key {
     int m, n, k, op_a, op_b, d_type, accumulate, epilogue;
     uint32_t align_a, align_b, align_d, align_bias, align_aux;
     explicit Key(const Product& p)
-        : m(p.m), n(p.n), k(p.k), op_a(p.op_a), op_b(p.op_b), d_type(p.d_type), accumulate(p.accumulate),
-          epilogue(p.epilogue), align_a(alignment(p.a)), align_b(alignment(p.b)), align_d(alignment(p.d)),
-          align_bias(alignment(p.bias)), align_aux(alignment(p.aux)) {}
+        : m(p.m),
+          n(p.n),
+          k(p.k),
+          op_a(p.op_a),
+          op_b(p.op_b),
+          d_type(p.d_type),
+          accumulate(p.accumulate),
+          epilogue(p.epilogue),
+          align_a(alignment(p.a)),
+          align_b(alignment(p.b)),
+          align_d(alignment(p.d)),
+          align_bias(alignment(p.bias)),
+          align_aux(alignment(p.aux)) {}
     bool operator==(const Key&) const = default;
 };
 static_assert(sizeof(Key) == 13 * 4, "no padding: the hash reads its bytes");
@@ -86,8 +96,8 @@ void set_pointers(const Plan& plan, const Product& p) {
 }
 
 std::string describe(const Product& p) {
-    return format("m=%d n=%d k=%d op_a=%d op_b=%d inputs %s, output %s, epilogue %d%s, alignments %u %u %u", p.m, p.n, p.k,
-                  p.op_a, p.op_b, sizeof(floatX) == 2 ? "bf16" : "fp32", p.d_type == CUDA_R_16BF ? "bf16" : "fp32",
+    return format("m=%d n=%d k=%d op_a=%d op_b=%d inputs %s, output %s, epilogue %d%s, alignments %u %u %u", p.m, p.n,
+                  p.k, p.op_a, p.op_b, sizeof(floatX) == 2 ? "bf16" : "fp32", p.d_type == CUDA_R_16BF ? "bf16" : "fp32",
                   static_cast<int>(p.epilogue), p.accumulate ? ", accumulating" : "", alignment(p.a), alignment(p.b),
                   alignment(p.d));
 }
@@ -105,7 +115,8 @@ Plan make_plan(cublasLtHandle_t handle, const Product& p) {
 
     auto layout = [](cudaDataType_t type, int rows, int cols) {
         cublasLtMatrixLayout_t made = nullptr;
-        CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&made, type, static_cast<uint64_t>(rows), static_cast<uint64_t>(cols), rows));
+        CUBLAS_CHECK(
+            cublasLtMatrixLayoutCreate(&made, type, static_cast<uint64_t>(rows), static_cast<uint64_t>(cols), rows));
         return made;
     };
     plan.a = p.op_a == CUBLAS_OP_N ? layout(data_type<floatX>(), p.m, p.k) : layout(data_type<floatX>(), p.k, p.m);
@@ -116,7 +127,8 @@ Plan make_plan(cublasLtHandle_t handle, const Product& p) {
     CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
     set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, WORKSPACE_BYTES);
     // Split-K only with fp32 partial sums that a second step adds in a fixed order: repeatable, and rounded once.
-    set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
+    set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+        static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
     set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment(p.a));
     set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment(p.b));
     set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment(p.d));
@@ -124,12 +136,13 @@ Plan make_plan(cublasLtHandle_t handle, const Product& p) {
 
     cublasLtMatmulHeuristicResult_t result = {};
     int found = 0;
-    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle, plan.desc, plan.a, plan.b, plan.d, plan.d, preference, 1,
-                                                           &result, &found);
+    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle, plan.desc, plan.a, plan.b, plan.d, plan.d,
+                                                           preference, 1, &result, &found);
     CUBLAS_CHECK(cublasLtMatmulPreferenceDestroy(preference));
     if (status != CUBLAS_STATUS_SUCCESS && status != CUBLAS_STATUS_NOT_SUPPORTED) {
         programming_error("matmul: cublasLtMatmulAlgoGetHeuristic",
-                          format("%s for %s", cublasLtGetStatusString(status), describe(p).c_str()).c_str(), __FILE__, __LINE__);
+                          format("%s for %s", cublasLtGetStatusString(status), describe(p).c_str()).c_str(), __FILE__,
+                          __LINE__);
     }
     plan.supported = status == CUBLAS_STATUS_SUCCESS && found > 0 && result.state == CUBLAS_STATUS_SUCCESS;
     plan.algo = result.algo;
@@ -180,11 +193,12 @@ bool try_multiply(Matmul* mm, const Product& p, cudaStream_t stream) {
 
     set_pointers(plan, p);
     const float alpha = 1.0f, beta = p.accumulate ? 1.0f : 0.0f;
-    cublasStatus_t status = cublasLtMatmul(mm->handle, plan.desc, &alpha, p.a, plan.a, p.b, plan.b, &beta, p.d, plan.d, p.d,
-                                           plan.d, &plan.algo, mm->workspace, WORKSPACE_BYTES, stream);
+    cublasStatus_t status = cublasLtMatmul(mm->handle, plan.desc, &alpha, p.a, plan.a, p.b, plan.b, &beta, p.d, plan.d,
+                                           p.d, plan.d, &plan.algo, mm->workspace, WORKSPACE_BYTES, stream);
     if (status != CUBLAS_STATUS_SUCCESS) {
         programming_error("matmul: cublasLtMatmul",
-                          format("%s for %s", cublasLtGetStatusString(status), describe(p).c_str()).c_str(), __FILE__, __LINE__);
+                          format("%s for %s", cublasLtGetStatusString(status), describe(p).c_str()).c_str(), __FILE__,
+                          __LINE__);
     }
     return true;
 }
@@ -196,7 +210,8 @@ void multiply(Matmul* mm, const Product& p, cudaStream_t stream) {
 }
 
 // out^T (OC x N) = weight (OC,C) inp^T
-Product forward_product(floatX* out, const floatX* inp, const floatX* weight, const floatX* bias, int N, int C, int OC) {
+Product forward_product(floatX* out, const floatX* inp, const floatX* weight, const floatX* bias, int N, int C,
+                        int OC) {
     Product p{.m = OC, .n = N, .k = C, .op_a = CUBLAS_OP_T, .op_b = CUBLAS_OP_N, .a = weight, .b = inp, .d = out};
     if (bias) p.epilogue = CUBLASLT_EPILOGUE_BIAS;
     p.bias = bias;
@@ -209,7 +224,9 @@ Product backward_input_product(floatX* dinp, const floatX* dout, const floatX* w
 }
 
 // The library's GELU is the tanh form, and its auxiliary matrix needs a leading dimension divisible by 8.
-bool may_fuse(Activation act, int rows) { return act == Activation::gelu_new && rows % 8 == 0; }
+bool may_fuse(Activation act, int rows) {
+    return act == Activation::gelu_new && rows % 8 == 0;
+}
 
 }  // namespace
 
@@ -259,6 +276,16 @@ void matmul_activation_backward_input(Matmul* mm, floatX* dpre, const floatX* do
 void matmul_backward_weight(Matmul* mm, float* dweight, const floatX* dout, const floatX* inp, int N, int C, int OC,
                             cudaStream_t stream) {
     // dweight^T (C x OC) = inp^T (C x N) dout
-    multiply(mm, {.m = C, .n = OC, .k = N, .op_a = CUBLAS_OP_N, .op_b = CUBLAS_OP_T, .a = inp, .b = dout, .d = dweight,
-                  .d_type = CUDA_R_32F, .accumulate = true}, stream);
+    multiply(mm,
+             {.m = C,
+              .n = OC,
+              .k = N,
+              .op_a = CUBLAS_OP_N,
+              .op_b = CUBLAS_OP_T,
+              .a = inp,
+              .b = dout,
+              .d = dweight,
+              .d_type = CUDA_R_32F,
+              .accumulate = true},
+             stream);
 }

@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int THREADS = 256;
+constexpr int THREADS = 512;
 constexpr int UNIT = 8;  // elements a thread updates at a time: 16 bytes of bf16, or two packs of fp32
 constexpr int WINDOW = ADAMW_CHUNK / (THREADS / WARP);  // of a warp
 constexpr uint32_t EXPONENT = 0x7f800000u;

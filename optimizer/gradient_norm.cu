@@ -4,13 +4,15 @@
 // infinite gradient makes G so, and the optimizer then skips the update.
 #include "optimizer/gradient_norm.cuh"
 
+#include <fold.cuh>
+#include <wide.cuh>
+
 namespace {
 
-constexpr int THREADS = 256;
-constexpr int CHUNK = 65536;  // elements of a block
+constexpr int THREADS = 128;
+constexpr int CHUNK = 131072;  // elements of a block
 constexpr int WINDOW = CHUNK / (THREADS / WARP);  // of a warp: contiguous, so that it stays in the nearest cache
-constexpr int PACKS = 4;
-constexpr int STEP = WARP * PACKS * 4;  // elements a warp reads at a time
+constexpr int STEP = WARP * Wide::size;  // elements a warp reads at a time
 
 struct Shared {
     double scratch[WARP];
@@ -21,24 +23,16 @@ __global__ void __launch_bounds__(THREADS) squares_kernel(double* partial, const
     int64_t end = begin + WINDOW < count ? begin + WINDOW : count;
     int lane = threadIdx.x % WARP;
     double sum = 0.0;
-    for (int64_t first = begin; first < end; first += STEP) {
-        Pack<float> g[PACKS] = {};
-#pragma unroll
-        for (int p = 0; p < PACKS; p++) {
-            int64_t i = first + (p * WARP + lane) * 4;
-            if (i + 4 <= end) {
-                g[p] = load_pack(grads + i);
-            } else {
-                for (int j = 0; j < 4; j++) g[p][j] = i + j < end ? grads[i + j] : 0.0f;
-            }
+    for (int64_t i = begin + lane * Wide::size; i < end; i += STEP) {
+        float g[Wide::size];
+        if (i + Wide::size <= end) {
+            wide_to_array(g, wide_load(grads + i));
+        } else {
+            for (int j = 0; j < Wide::size; j++) g[j] = i + j < end ? grads[i + j] : 0.0f;
         }
-        float few = 0.0f;
 #pragma unroll
-        for (int p = 0; p < PACKS; p++) {
-#pragma unroll
-            for (int j = 0; j < 4; j++) few += g[p][j] * g[p][j];
-        }
-        sum += static_cast<double>(few);
+        for (int j = 0; j < Wide::size; j++) g[j] *= g[j];
+        sum += static_cast<double>(fold_sum(g));
     }
     sum = block_sum(sum, shared_as<Shared>().scratch);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;

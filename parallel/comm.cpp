@@ -31,8 +31,8 @@ void cuda_check(cudaError_t status, const char* call, int line) {
 // A failed collective means that another rank or the network is gone: nothing that this program could mend.
 void nccl_check(const Comm* comm, ncclResult_t result, const char* call) {
     if (result == ncclSuccess) return;
-    throw user_error("rank %d of %d: %s: %s: %s", comm->launch.rank, comm->launch.size, call, ncclGetErrorString(result),
-                     ncclGetLastError(comm->nccl));
+    throw user_error("rank %d of %d: %s: %s: %s", comm->launch.rank, comm->launch.size, call,
+                     ncclGetErrorString(result), ncclGetLastError(comm->nccl));
 }
 #define NCCL_CHECK(comm, call) nccl_check(comm, (call), #call)
 
@@ -59,17 +59,20 @@ Comm* comm_create() {
     made.launch = launch_from_environment();
     int devices = 0;
     if (cudaError_t status = cudaGetDeviceCount(&devices); status != cudaSuccess || devices == 0) {
-        throw user_error("no usable CUDA device: %s", status != cudaSuccess ? cudaGetErrorString(status) : "none found");
+        throw user_error("no usable CUDA device: %s",
+                         status != cudaSuccess ? cudaGetErrorString(status) : "none found");
     }
     CUDA_CHECK(cudaSetDevice(made.launch.local_rank % devices));
     if (made.launch.size > 1) {
         ncclUniqueId id = {};
         if (made.launch.rank == 0) NCCL_CHECK(&made, ncclGetUniqueId(&id));
         rendezvous(made.launch, &id, sizeof id);
-        if (ncclResult_t result = ncclCommInitRank(&made.nccl, made.launch.size, id, made.launch.rank); result != ncclSuccess) {
-            throw user_error("rank %d of %d cannot join the others: %s: %s (its local rank is %d; this machine has %d device%s)",
-                             made.launch.rank, made.launch.size, ncclGetErrorString(result), ncclGetLastError(nullptr),
-                             made.launch.local_rank, devices, devices == 1 ? "" : "s");
+        if (ncclResult_t result = ncclCommInitRank(&made.nccl, made.launch.size, id, made.launch.rank);
+            result != ncclSuccess) {
+            throw user_error(
+                "rank %d of %d cannot join the others: %s: %s (its local rank is %d; this machine has %d device%s)",
+                made.launch.rank, made.launch.size, ncclGetErrorString(result), ncclGetLastError(nullptr),
+                made.launch.local_rank, devices, devices == 1 ? "" : "s");
         }
         CUDA_CHECK(cudaStreamCreate(&made.stream));
     }
@@ -86,9 +89,15 @@ void comm_destroy(Comm* comm) {
     delete comm;
 }
 
-int comm_rank(const Comm* comm) { return comm->launch.rank; }
-int comm_size(const Comm* comm) { return comm->launch.size; }
-int comm_local_rank(const Comm* comm) { return comm->launch.local_rank; }
+int comm_rank(const Comm* comm) {
+    return comm->launch.rank;
+}
+int comm_size(const Comm* comm) {
+    return comm->launch.size;
+}
+int comm_local_rank(const Comm* comm) {
+    return comm->launch.local_rank;
+}
 
 void comm_average(Comm* comm, float* buffer, size_t count, cudaStream_t stream) {
     if (!comm->nccl || count == 0) return;
@@ -130,7 +139,9 @@ int64_t comm_max(Comm* comm, int64_t value) {
     return value;
 }
 
-void comm_barrier(Comm* comm) { comm_max(comm, 0); }
+void comm_barrier(Comm* comm) {
+    comm_max(comm, 0);
+}
 
 void comm_abort(Comm* comm, int exit_code) {
     fflush(nullptr);

@@ -68,8 +68,8 @@ Launch launch_from_environment() {
             launch.local_rank = environment("SLURM_LOCALID") ? number("SLURM_LOCALID") : launch.rank;
         }
         if (launch.size < 1 || launch.rank >= launch.size) {
-            throw user_error("the launcher says rank %d of %d (%s, %s); ranks are numbered from 0", launch.rank, launch.size,
-                             source.rank, source.size);
+            throw user_error("the launcher says rank %d of %d (%s, %s); ranks are numbered from 0", launch.rank,
+                             launch.size, source.rank, source.size);
         }
         break;
     }
@@ -80,11 +80,11 @@ Launch launch_from_environment() {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Rank r > 0 writes a number that nobody can guess into its file `rank_r`. When rank 0 has seen all of them it publishes
-// the data with the list of numbers. Rank r takes only data whose list holds its number, then removes its file; when
-// all are removed, rank 0 is done. So a file of an earlier job is never taken for one of this: old data lack the number, and
-// an old `rank_r` is overwritten by the living rank, whereupon rank 0 publishes anew. Files are written aside and renamed,
-// so that nobody reads half of one.
+// Rank r > 0 writes a number that nobody can guess into its file `rank_r`. When rank 0 has seen all of them it
+// publishes the data with the list of numbers. Rank r takes only data whose list holds its number, then removes its
+// file; when all are removed, rank 0 is done. So a file of an earlier job is never taken for one of this: old data lack
+// the number, and an old `rank_r` is overwritten by the living rank, whereupon rank 0 publishes anew. Files are written
+// aside and renamed, so that nobody reads half of one.
 
 namespace {
 
@@ -130,22 +130,27 @@ struct Meeting {
         if (!base) base = "/tmp";
         uint64_t hash = 14695981039346656037ull;  // FNV-1a
         for (unsigned char c : launch.job) hash = (hash ^ c) * 1099511628211ull;
-        folder = format("%s/residual-%d-%016llx", base, static_cast<int>(getuid()), static_cast<unsigned long long>(hash));
+        folder =
+            format("%s/residual-%d-%016llx", base, static_cast<int>(getuid()), static_cast<unsigned long long>(hash));
         data_file = folder + "/data";
         if (environment("RESIDUAL_RENDEZVOUS_SECONDS")) seconds = number("RESIDUAL_RENDEZVOUS_SECONDS");
         deadline = Clock::now() + std::chrono::seconds(seconds);
     }
     std::string rank_file(int rank) const { return folder + format("/rank_%d", rank); }
 
-    // Ours alone: in a temporary folder anybody could have put it there. It may vanish when a job of the same name ends.
+    // Ours alone: in a temporary folder anybody could have put it there. It may vanish when a job of the same name
+    // ends.
     void make_folder() const {
         if (mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST) {
-            throw user_error("%s: cannot make this folder, where ranks meet: %s; set RESIDUAL_RENDEZVOUS to a folder that all "
-                             "ranks can write", folder.c_str(), strerror(errno));
+            throw user_error(
+                "%s: cannot make this folder, where ranks meet: %s; set RESIDUAL_RENDEZVOUS to a folder that all "
+                "ranks can write",
+                folder.c_str(), strerror(errno));
         }
         struct stat info = {};
         if (lstat(folder.c_str(), &info) == 0 && (!S_ISDIR(info.st_mode) || info.st_uid != geteuid())) {
-            throw user_error("%s: exists and is not a folder of yours; remove it or set RESIDUAL_RENDEZVOUS", folder.c_str());
+            throw user_error("%s: exists and is not a folder of yours; remove it or set RESIDUAL_RENDEZVOUS",
+                             folder.c_str());
         }
     }
     void publish(const std::string& path, const std::string& content) const {
@@ -188,9 +193,10 @@ struct Meeting {
             if (Clock::now() > deadline) {
                 unlink(data_file.c_str());
                 rmdir(folder.c_str());
-                throw user_error("only %zu of %zu ranks came to %s within %d seconds; were all started by one %s, and do all see "
-                                 "that folder (RESIDUAL_RENDEZVOUS)?", seen + 1, size, folder.c_str(), seconds,
-                                 launch.launcher.c_str());
+                throw user_error(
+                    "only %zu of %zu ranks came to %s within %d seconds; were all started by one %s, and do all see "
+                    "that folder (RESIDUAL_RENDEZVOUS)?",
+                    seen + 1, size, folder.c_str(), seconds, launch.launcher.c_str());
             }
             if (finished + 1 < size) pause();
         }
@@ -214,8 +220,10 @@ struct Meeting {
             if (Clock::now() > deadline) {
                 unlink(mine.c_str());
                 rmdir(folder.c_str());
-                throw user_error("rank %d waited %d seconds for rank 0 at %s in vain; do all ranks see that folder "
-                                 "(RESIDUAL_RENDEZVOUS)?", launch.rank, seconds, folder.c_str());
+                throw user_error(
+                    "rank %d waited %d seconds for rank 0 at %s in vain; do all ranks see that folder "
+                    "(RESIDUAL_RENDEZVOUS)?",
+                    launch.rank, seconds, folder.c_str());
             }
             pause();
         }

@@ -1,10 +1,12 @@
 // Stands in for the toolkit's cuBLASLt on the CPU machine: the part of its interface that the tree uses, with the same
 // names, values and meaning, over OpenBLAS. As strict as the library's documentation, in places stricter:
 //
-//   types        A,B -> C,D: fp32 -> fp32, bf16 -> bf16, bf16 -> fp32; CUBLAS_COMPUTE_32F with fp32 scaling only. Products
+//   types        A,B -> C,D: fp32 -> fp32, bf16 -> bf16, bf16 -> fp32; CUBLAS_COMPUTE_32F with fp32 scaling only.
+//   Products
 //                are summed in fp32 and rounded once. Everything else: CUBLAS_STATUS_NOT_SUPPORTED.
 //   layout       column-major. bf16 matrices need leading dimensions and batch strides of whole 16 bytes. A,B,C,D, bias
-//                and auxiliary addresses are multiples of 16 bytes, and of the alignment that the heuristic was promised.
+//                and auxiliary addresses are multiples of 16 bytes, and of the alignment that the heuristic was
+//                promised.
 //   epilogues    DEFAULT, BIAS, GELU, GELU_BIAS, GELU_AUX, GELU_AUX_BIAS, DGELU, DGELU_BGRAD, BGRADA, BGRADB.
 //                GELU is the tanh form. GELU_AUX stores its argument. Bias and auxiliary have D's type; the auxiliary
 //                leading dimension is divisible by 8. Gradients of the bias are stored, never accumulated.
@@ -63,19 +65,19 @@ typedef enum {
 } cublasLtMatrixLayoutAttribute_t;
 
 typedef enum {
-    CUBLASLT_MATMUL_DESC_COMPUTE_TYPE = 0,               // int32_t
-    CUBLASLT_MATMUL_DESC_SCALE_TYPE = 1,                 // int32_t
-    CUBLASLT_MATMUL_DESC_POINTER_MODE = 2,               // int32_t
-    CUBLASLT_MATMUL_DESC_TRANSA = 3,                     // int32_t
-    CUBLASLT_MATMUL_DESC_TRANSB = 4,                     // int32_t
-    CUBLASLT_MATMUL_DESC_EPILOGUE = 7,                   // uint32_t
-    CUBLASLT_MATMUL_DESC_BIAS_POINTER = 8,               // void*
-    CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE = 10,         // int64_t
-    CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER = 11,      // void*
-    CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD = 12,           // int64_t
+    CUBLASLT_MATMUL_DESC_COMPUTE_TYPE = 0,                // int32_t
+    CUBLASLT_MATMUL_DESC_SCALE_TYPE = 1,                  // int32_t
+    CUBLASLT_MATMUL_DESC_POINTER_MODE = 2,                // int32_t
+    CUBLASLT_MATMUL_DESC_TRANSA = 3,                      // int32_t
+    CUBLASLT_MATMUL_DESC_TRANSB = 4,                      // int32_t
+    CUBLASLT_MATMUL_DESC_EPILOGUE = 7,                    // uint32_t
+    CUBLASLT_MATMUL_DESC_BIAS_POINTER = 8,                // void*
+    CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE = 10,          // int64_t
+    CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER = 11,       // void*
+    CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD = 12,            // int64_t
     CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_BATCH_STRIDE = 13,  // int64_t
-    CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE = 22,    // int32_t, -1: D's type
-    CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE = 26,            // int32_t, -1: D's type
+    CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE = 22,     // int32_t, -1: D's type
+    CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE = 26,             // int32_t, -1: D's type
 } cublasLtMatmulDescAttributes_t;
 
 typedef enum {
@@ -141,13 +143,15 @@ const char* cublasLtGetStatusString(cublasStatus_t status);
 
 cublasStatus_t cublasLtMatrixLayoutInit(cublasLtMatrixLayout_t layout, cudaDataType type, uint64_t rows, uint64_t cols,
                                         int64_t ld);
-cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* layout, cudaDataType type, uint64_t rows, uint64_t cols,
-                                          int64_t ld);
+cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* layout, cudaDataType type, uint64_t rows,
+                                          uint64_t cols, int64_t ld);
 cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t layout);
-cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t layout, cublasLtMatrixLayoutAttribute_t attribute,
-                                                const void* value, size_t bytes);
-cublasStatus_t cublasLtMatrixLayoutGetAttribute(cublasLtMatrixLayout_t layout, cublasLtMatrixLayoutAttribute_t attribute,
-                                                void* value, size_t bytes, size_t* written);
+cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t layout,
+                                                cublasLtMatrixLayoutAttribute_t attribute, const void* value,
+                                                size_t bytes);
+cublasStatus_t cublasLtMatrixLayoutGetAttribute(cublasLtMatrixLayout_t layout,
+                                                cublasLtMatrixLayoutAttribute_t attribute, void* value, size_t bytes,
+                                                size_t* written);
 
 cublasStatus_t cublasLtMatmulDescInit(cublasLtMatmulDesc_t desc, cublasComputeType_t compute, cudaDataType_t scale);
 cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* desc, cublasComputeType_t compute, cudaDataType_t scale);

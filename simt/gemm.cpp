@@ -1,5 +1,5 @@
-// Products through OpenBLAS's sgemm. fp32 operands go in as they are. bf16 operands are widened tile by tile into buffers
-// that live on (a widened element is used a thousand times, so the widening costs little), summed in fp32, and
+// Products through OpenBLAS's sgemm. fp32 operands go in as they are. bf16 operands are widened tile by tile into
+// buffers that live on (a widened element is used a thousand times, so the widening costs little), summed in fp32, and
 // rounded once.
 #include "gemm.h"
 
@@ -12,8 +12,8 @@
 #include "simt.h"
 
 // From OpenBLAS; declared here so that no header path is needed. The enumerations are passed as ints.
-extern "C" void cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha, const float* a, int lda,
-                            const float* b, int ldb, float beta, float* c, int ldc);
+extern "C" void cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha, const float* a,
+                            int lda, const float* b, int ldb, float beta, float* c, int ldc);
 
 namespace simt::gemm {
 
@@ -29,8 +29,8 @@ constexpr int64_t kPanelElements = 1 << 20;
 void sgemm(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, float alpha, const float* a, int64_t lda,
            const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
     cblas_sgemm(kColMajor, trans_a ? kTrans : kNoTrans, trans_b ? kTrans : kNoTrans, static_cast<int>(m),
-                static_cast<int>(n), static_cast<int>(k), alpha, a, static_cast<int>(lda), b, static_cast<int>(ldb), beta, c,
-                static_cast<int>(ldc));
+                static_cast<int>(n), static_cast<int>(k), alpha, a, static_cast<int>(lda), b, static_cast<int>(ldb),
+                beta, c, static_cast<int>(ldc));
 }
 
 // Memory that grows and stays, one per OS thread and purpose.
@@ -85,14 +85,16 @@ void bring_c(const Problem& p) {
     const float* c = static_cast<const float*>(p.c);
     float* d = static_cast<float*>(p.d);
 #pragma omp parallel for schedule(static) if (p.m * p.n > kParallelElements)
-    for (int64_t j = 0; j < p.n; j++) std::memcpy(d + j * p.ldd, c + j * p.ldc, static_cast<size_t>(p.m) * sizeof(float));
+    for (int64_t j = 0; j < p.n; j++)
+        std::memcpy(d + j * p.ldd, c + j * p.ldc, static_cast<size_t>(p.m) * sizeof(float));
 }
 
 void run_fp32(const Problem& p, const float* bias, double* row_sums) {
     const float *a = static_cast<const float*>(p.a.data), *b = static_cast<const float*>(p.b.data);
     float* d = static_cast<float*>(p.d);
     int64_t panel = p.n;
-    if (!nothing_to_finish(p)) panel = std::clamp(kPanelElements / p.m / 64 * 64, int64_t{256}, std::max(p.n, int64_t{256}));
+    if (!nothing_to_finish(p))
+        panel = std::clamp(kPanelElements / p.m / 64 * 64, int64_t{256}, std::max(p.n, int64_t{256}));
     for (int64_t n = 0; n < p.n; n += panel) {
         const int64_t cols = std::min(panel, p.n - n);
         sgemm(p.a.transposed, p.b.transposed, p.m, cols, p.k, p.alpha, a, p.a.ld, b + (p.b.transposed ? n : n * p.b.ld),
@@ -117,7 +119,8 @@ void run_bf16(const Problem& p, const float* bias, double* row_sums) {
                 a.load(p.a, m, rows, k, depth);
                 b.load(p.b, k, depth, n, cols);
                 const float beta = k > 0 ? 1.0f : p.half_out ? 0.0f : p.beta;
-                sgemm(p.a.transposed, p.b.transposed, rows, cols, depth, p.alpha, a.data, a.ld, b.data, b.ld, beta, acc, ld);
+                sgemm(p.a.transposed, p.b.transposed, rows, cols, depth, p.alpha, a.data, a.ld, b.data, b.ld, beta, acc,
+                      ld);
             }
             finish_tile(p, acc, ld, m, rows, n, cols, bias, row_sums);
         }
@@ -133,18 +136,23 @@ void run(const Problem& p) {
         bias.resize(static_cast<size_t>(p.m));
         if (p.bias) {
             for (int64_t i = 0; i < p.m; i++) {
-                bias[static_cast<size_t>(i)] = p.half_out ? to_float(static_cast<const bf16*>(p.bias)[i])
-                                                          : static_cast<const float*>(p.bias)[i];
+                bias[static_cast<size_t>(i)] =
+                    p.half_out ? to_float(static_cast<const bf16*>(p.bias)[i]) : static_cast<const float*>(p.bias)[i];
             }
         }
     }
     std::vector<double> row_sums(p.row_grad ? static_cast<size_t>(p.m) : 0);
-    if (p.a.half) run_bf16(p, bias.data(), row_sums.data());
-    else run_fp32(p, bias.data(), row_sums.data());
+    if (p.a.half)
+        run_bf16(p, bias.data(), row_sums.data());
+    else
+        run_fp32(p, bias.data(), row_sums.data());
     if (p.row_grad) store_sums(row_sums.data(), p.m, p.row_grad, p.half_out);
     // op(A) is m x k; stored k x m if transposed.
-    if (p.a_grad) operand_sums(p.a, p.a.transposed ? p.k : p.m, p.a.transposed ? p.m : p.k, !p.a.transposed, p.a_grad, p.half_out);
-    if (p.b_grad) operand_sums(p.b, p.b.transposed ? p.n : p.k, p.b.transposed ? p.k : p.n, p.b.transposed, p.b_grad, p.half_out);
+    if (p.a_grad)
+        operand_sums(p.a, p.a.transposed ? p.k : p.m, p.a.transposed ? p.m : p.k, !p.a.transposed, p.a_grad,
+                     p.half_out);
+    if (p.b_grad)
+        operand_sums(p.b, p.b.transposed ? p.n : p.k, p.b.transposed ? p.k : p.n, p.b.transposed, p.b_grad, p.half_out);
 }
 
 }  // namespace simt::gemm

@@ -9,8 +9,12 @@ namespace simt::gemm {
 // bf16 as stored: the upper half of an fp32.
 using bf16 = uint16_t;
 
-inline float to_float(float x) { return x; }
-inline float to_float(bf16 x) { return __builtin_bit_cast(float, static_cast<uint32_t>(x) << 16); }
+inline float to_float(float x) {
+    return x;
+}
+inline float to_float(bf16 x) {
+    return __builtin_bit_cast(float, static_cast<uint32_t>(x) << 16);
+}
 template <class T>
 T rounded(float x);
 template <>
@@ -40,7 +44,7 @@ struct Problem {
     Operand a, b;
     const void* c;  // (m x n) of D's type; read only if beta is not 0; may be d
     int64_t ldc;
-    void* d;        // (m x n)
+    void* d;  // (m x n)
     int64_t ldd;
     bool half_out;  // D, C, bias, aux and gradients are bf16, otherwise fp32
     float alpha, beta;
@@ -48,9 +52,9 @@ struct Problem {
     const void* bias;  // (m) or null
     void* aux;         // (m x n): stored by gelu if not null, read by dgelu
     int64_t ld_aux;
-    void* row_grad;    // (m) or null: sums of D's rows, before rounding
-    void* a_grad;      // (m) or null: sums of op(A) over k
-    void* b_grad;      // (n) or null: sums of op(B) over k
+    void* row_grad;  // (m) or null: sums of D's rows, before rounding
+    void* a_grad;    // (m) or null: sums of op(A) over k
+    void* b_grad;    // (n) or null: sums of op(B) over k
 };
 
 void run(const Problem& problem);

@@ -1,11 +1,9 @@
-// cublasLt.h: descriptors, what is refused, and the way from a call to simt::gemm::run.
+// cublasLt.h: what is refused, and the way from a call to simt::gemm::run.
 #include <climits>
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
 
-#include "cublasLt.h"
 #include "gemm.h"
+#include "gemm_api.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -15,117 +13,15 @@ struct cublasLtContext {
     int unused;
 };
 
+using namespace simt::gemm;
+
 namespace {
 
-using simt::gemm::Pointwise;
-
-struct Layout {
-    uint64_t rows, cols;
-    int64_t ld, stride;
-    uint32_t type;
-    int32_t order, batch;
-};
-struct Desc {
-    int32_t compute, scale, pointer_mode, op_a, op_b;
-    uint32_t epilogue;
-    int32_t aux_type, bias_type;
-    void *bias, *aux;
-    int64_t bias_stride, aux_ld, aux_stride;
-};
-struct Preference {
-    uint64_t workspace;
-    uint32_t reduction, align_a, align_b, align_c, align_d;
-};
-// What the algorithm was made for.
-struct Algo {
-    uint64_t problem;
-    uint32_t align_a, align_b, align_c, align_d;
-};
-
-// The library's opaque structs hold ours.
-template <class T, class Opaque>
-T& inside(Opaque* opaque) {
-    static_assert(sizeof(T) <= sizeof(opaque->data) && alignof(T) <= alignof(Opaque));
-    return *reinterpret_cast<T*>(opaque->data);
+bool is_half(uint32_t type) {
+    return type == CUDA_R_16BF;
 }
-Layout& layout_of(cublasLtMatrixLayout_t layout) { return inside<Layout>(layout); }
-Desc& desc_of(cublasLtMatmulDesc_t desc) { return inside<Desc>(desc); }
-
-// Why a call was refused, for who sets the library's own variable CUBLASLT_LOG_LEVEL.
-cublasStatus_t refuse(cublasStatus_t status, const char* why) {
-    static const bool loud = [] {
-        const char* level = getenv("CUBLASLT_LOG_LEVEL");
-        return level && atoi(level) > 0;
-    }();
-    if (loud) fprintf(stderr, "cublasLt: %s: %s\n", cublasLtGetStatusName(status), why);
-    return status;
-}
-#define REFUSE_IF(condition, status, why) \
-    if (condition) return refuse(CUBLAS_STATUS_##status, why)
-
-bool bf16(uint32_t type) { return type == CUDA_R_16BF; }
-int64_t size_of(uint32_t type) { return bf16(type) ? 2 : 4; }
-
-struct Field {
-    void* data;
-    size_t bytes;
-};
-template <class T>
-Field field(T& member) {
-    return {&member, sizeof(T)};
-}
-Field field(Layout& l, cublasLtMatrixLayoutAttribute_t attribute) {
-    switch (attribute) {
-        case CUBLASLT_MATRIX_LAYOUT_TYPE: return field(l.type);
-        case CUBLASLT_MATRIX_LAYOUT_ORDER: return field(l.order);
-        case CUBLASLT_MATRIX_LAYOUT_ROWS: return field(l.rows);
-        case CUBLASLT_MATRIX_LAYOUT_COLS: return field(l.cols);
-        case CUBLASLT_MATRIX_LAYOUT_LD: return field(l.ld);
-        case CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT: return field(l.batch);
-        case CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET: return field(l.stride);
-    }
-    return {};
-}
-Field field(Desc& d, cublasLtMatmulDescAttributes_t attribute) {
-    switch (attribute) {
-        case CUBLASLT_MATMUL_DESC_COMPUTE_TYPE: return field(d.compute);
-        case CUBLASLT_MATMUL_DESC_SCALE_TYPE: return field(d.scale);
-        case CUBLASLT_MATMUL_DESC_POINTER_MODE: return field(d.pointer_mode);
-        case CUBLASLT_MATMUL_DESC_TRANSA: return field(d.op_a);
-        case CUBLASLT_MATMUL_DESC_TRANSB: return field(d.op_b);
-        case CUBLASLT_MATMUL_DESC_EPILOGUE: return field(d.epilogue);
-        case CUBLASLT_MATMUL_DESC_BIAS_POINTER: return field(d.bias);
-        case CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE: return field(d.bias_stride);
-        case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER: return field(d.aux);
-        case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD: return field(d.aux_ld);
-        case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_BATCH_STRIDE: return field(d.aux_stride);
-        case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE: return field(d.aux_type);
-        case CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE: return field(d.bias_type);
-    }
-    return {};
-}
-Field field(Preference& p, cublasLtMatmulPreferenceAttributes_t attribute) {
-    switch (attribute) {
-        case CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES: return field(p.workspace);
-        case CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK: return field(p.reduction);
-        case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES: return field(p.align_a);
-        case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES: return field(p.align_b);
-        case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES: return field(p.align_c);
-        case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES: return field(p.align_d);
-    }
-    return {};
-}
-cublasStatus_t set_field(Field field, const void* value, size_t bytes) {
-    REFUSE_IF(!value || !field.data || field.bytes != bytes, INVALID_VALUE, "attribute unknown or of another size");
-    memcpy(field.data, value, bytes);
-    return CUBLAS_STATUS_SUCCESS;
-}
-cublasStatus_t get_field(Field field, void* value, size_t bytes, size_t* written) {
-    REFUSE_IF(!field.data || (bytes == 0 && !written) || (bytes != 0 && (!value || field.bytes != bytes)), INVALID_VALUE,
-              "attribute unknown or of another size");
-    if (written) *written = field.bytes;
-    if (bytes) memcpy(value, field.data, bytes);
-    return CUBLAS_STATUS_SUCCESS;
+int64_t size_of(uint32_t type) {
+    return is_half(type) ? 2 : 4;
 }
 
 bool has_bias(uint32_t e) {
@@ -134,7 +30,9 @@ bool has_bias(uint32_t e) {
 bool stores_gradient(uint32_t e) {
     return e == CUBLASLT_EPILOGUE_DGELU_BGRAD || e == CUBLASLT_EPILOGUE_BGRADA || e == CUBLASLT_EPILOGUE_BGRADB;
 }
-bool is_dgelu(uint32_t e) { return e == CUBLASLT_EPILOGUE_DGELU || e == CUBLASLT_EPILOGUE_DGELU_BGRAD; }
+bool is_dgelu(uint32_t e) {
+    return e == CUBLASLT_EPILOGUE_DGELU || e == CUBLASLT_EPILOGUE_DGELU_BGRAD;
+}
 bool has_aux(uint32_t e) {
     return e == CUBLASLT_EPILOGUE_GELU_AUX || e == CUBLASLT_EPILOGUE_GELU_AUX_BIAS || is_dgelu(e);
 }
@@ -151,7 +49,7 @@ cublasStatus_t check_layout(const Layout& l) {
     REFUSE_IF(l.ld < 0 || static_cast<uint64_t>(l.ld) < l.rows, INVALID_VALUE, "leading dimension less than rows");
     REFUSE_IF(l.order != CUBLASLT_ORDER_COL, NOT_SUPPORTED, "only column-major matrices");
     REFUSE_IF(l.cols > INT_MAX || l.ld > INT_MAX, NOT_SUPPORTED, "dimensions beyond 2^31");
-    REFUSE_IF(bf16(l.type) && (l.ld % 8 != 0 || (l.batch > 1 && l.stride % 8 != 0)), NOT_SUPPORTED,
+    REFUSE_IF(is_half(l.type) && (l.ld % 8 != 0 || (l.batch > 1 && l.stride % 8 != 0)), NOT_SUPPORTED,
               "bf16 columns and batches must begin at multiples of 16 bytes");
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -166,7 +64,8 @@ cublasStatus_t check(const Desc& desc, const Layout& a, const Layout& b, const L
     REFUSE_IF(desc.scale != CUDA_R_32F, NOT_SUPPORTED, "only fp32 scaling");
     REFUSE_IF(desc.pointer_mode != CUBLASLT_POINTER_MODE_HOST && desc.pointer_mode != CUBLASLT_POINTER_MODE_DEVICE,
               NOT_SUPPORTED, "only scalar alpha and beta");
-    REFUSE_IF((desc.op_a != CUBLAS_OP_N && desc.op_a != CUBLAS_OP_T) || (desc.op_b != CUBLAS_OP_N && desc.op_b != CUBLAS_OP_T),
+    REFUSE_IF((desc.op_a != CUBLAS_OP_N && desc.op_a != CUBLAS_OP_T) ||
+                  (desc.op_b != CUBLAS_OP_N && desc.op_b != CUBLAS_OP_T),
               NOT_SUPPORTED, "only operations N and T");
     const bool types = a.type == b.type && c.type == d.type && (a.type == CUDA_R_32F || a.type == CUDA_R_16BF) &&
                        (d.type == CUDA_R_32F || d.type == a.type);
@@ -175,7 +74,8 @@ cublasStatus_t check(const Desc& desc, const Layout& a, const Layout& b, const L
     const bool trans_a = desc.op_a == CUBLAS_OP_T, trans_b = desc.op_b == CUBLAS_OP_T;
     const uint64_t m = trans_a ? a.cols : a.rows, k = trans_a ? a.rows : a.cols;
     const uint64_t k_b = trans_b ? b.cols : b.rows, n = trans_b ? b.rows : b.cols;
-    REFUSE_IF(k != k_b || d.rows != m || d.cols != n || c.rows != m || c.cols != n, INVALID_VALUE, "shapes don't match");
+    REFUSE_IF(k != k_b || d.rows != m || d.cols != n || c.rows != m || c.cols != n, INVALID_VALUE,
+              "shapes don't match");
     REFUSE_IF(a.batch != b.batch || a.batch != c.batch || a.batch != d.batch, INVALID_VALUE, "batch counts differ");
 
     const uint32_t e = desc.epilogue;
@@ -188,10 +88,12 @@ cublasStatus_t check(const Desc& desc, const Layout& a, const Layout& b, const L
     if (has_aux(e)) {
         REFUSE_IF(desc.aux_type >= 0 && desc.aux_type != static_cast<int32_t>(d.type), NOT_SUPPORTED,
                   "auxiliary matrix of another type than D");
-        REFUSE_IF(desc.aux_ld < static_cast<int64_t>(m), INVALID_VALUE, "auxiliary leading dimension less than rows of D");
+        REFUSE_IF(desc.aux_ld < static_cast<int64_t>(m), INVALID_VALUE,
+                  "auxiliary leading dimension less than rows of D");
         REFUSE_IF(desc.aux_ld % 8 != 0 || (d.batch > 1 && desc.aux_stride % 8 != 0), NOT_SUPPORTED,
                   "auxiliary leading dimension or stride not divisible by 8");
-        REFUSE_IF(reinterpret_cast<uintptr_t>(desc.aux) % 16 != 0, NOT_SUPPORTED, "auxiliary matrix not 16-byte aligned");
+        REFUSE_IF(reinterpret_cast<uintptr_t>(desc.aux) % 16 != 0, NOT_SUPPORTED,
+                  "auxiliary matrix not 16-byte aligned");
     }
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -215,8 +117,9 @@ bool aligned(const void* p, const Layout& l, uint32_t bytes) {
     return (reinterpret_cast<uintptr_t>(p) % bytes) == 0 && stride % 16 == 0;
 }
 size_t extent(const Layout& l) {  // bytes from the first element to behind the last
-    return static_cast<size_t>(((static_cast<int64_t>(l.cols) - 1) * l.ld + static_cast<int64_t>(l.rows) +
-                                (l.batch - 1) * l.stride) * size_of(l.type));
+    return static_cast<size_t>(
+        ((static_cast<int64_t>(l.cols) - 1) * l.ld + static_cast<int64_t>(l.rows) + (l.batch - 1) * l.stride) *
+        size_of(l.type));
 }
 bool overlap(const void* p, size_t p_bytes, const void* q, size_t q_bytes) {
     const char *a = static_cast<const char*>(p), *b = static_cast<const char*>(q);
@@ -267,111 +170,8 @@ cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) {
 cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle) {
     return handle == &the_context ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_INITIALIZED;
 }
-size_t cublasLtGetVersion() { return 130000; }
-
-const char* cublasLtGetStatusName(cublasStatus_t status) {
-    switch (status) {
-        case CUBLAS_STATUS_SUCCESS: return "CUBLAS_STATUS_SUCCESS";
-        case CUBLAS_STATUS_NOT_INITIALIZED: return "CUBLAS_STATUS_NOT_INITIALIZED";
-        case CUBLAS_STATUS_ALLOC_FAILED: return "CUBLAS_STATUS_ALLOC_FAILED";
-        case CUBLAS_STATUS_INVALID_VALUE: return "CUBLAS_STATUS_INVALID_VALUE";
-        case CUBLAS_STATUS_ARCH_MISMATCH: return "CUBLAS_STATUS_ARCH_MISMATCH";
-        case CUBLAS_STATUS_MAPPING_ERROR: return "CUBLAS_STATUS_MAPPING_ERROR";
-        case CUBLAS_STATUS_EXECUTION_FAILED: return "CUBLAS_STATUS_EXECUTION_FAILED";
-        case CUBLAS_STATUS_INTERNAL_ERROR: return "CUBLAS_STATUS_INTERNAL_ERROR";
-        case CUBLAS_STATUS_NOT_SUPPORTED: return "CUBLAS_STATUS_NOT_SUPPORTED";
-        case CUBLAS_STATUS_LICENSE_ERROR: return "CUBLAS_STATUS_LICENSE_ERROR";
-    }
-    return "unknown cuBLAS status";
-}
-const char* cublasLtGetStatusString(cublasStatus_t status) {
-    switch (status) {
-        case CUBLAS_STATUS_SUCCESS: return "success";
-        case CUBLAS_STATUS_NOT_INITIALIZED: return "the library was not initialized";
-        case CUBLAS_STATUS_INVALID_VALUE: return "an unsupported value or parameter was passed to the function";
-        case CUBLAS_STATUS_NOT_SUPPORTED: return "the functionality requested is not supported";
-        default: return cublasLtGetStatusName(status);
-    }
-}
-
-cublasStatus_t cublasLtMatrixLayoutInit(cublasLtMatrixLayout_t layout, cudaDataType type, uint64_t rows, uint64_t cols,
-                                        int64_t ld) {
-    REFUSE_IF(!layout, INVALID_VALUE, "null layout");
-    layout_of(layout) = {.rows = rows, .cols = cols, .ld = ld, .stride = 0, .type = static_cast<uint32_t>(type),
-                         .order = CUBLASLT_ORDER_COL, .batch = 1};
-    return CUBLAS_STATUS_SUCCESS;
-}
-cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* layout, cudaDataType type, uint64_t rows, uint64_t cols,
-                                          int64_t ld) {
-    REFUSE_IF(!layout, INVALID_VALUE, "null layout");
-    *layout = new cublasLtMatrixLayoutOpaque_t{};
-    return cublasLtMatrixLayoutInit(*layout, type, rows, cols, ld);
-}
-cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t layout) {
-    delete layout;
-    return CUBLAS_STATUS_SUCCESS;
-}
-cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t layout, cublasLtMatrixLayoutAttribute_t attribute,
-                                                const void* value, size_t bytes) {
-    REFUSE_IF(!layout, INVALID_VALUE, "null layout");
-    return set_field(field(layout_of(layout), attribute), value, bytes);
-}
-cublasStatus_t cublasLtMatrixLayoutGetAttribute(cublasLtMatrixLayout_t layout, cublasLtMatrixLayoutAttribute_t attribute,
-                                                void* value, size_t bytes, size_t* written) {
-    REFUSE_IF(!layout, INVALID_VALUE, "null layout");
-    return get_field(field(layout_of(layout), attribute), value, bytes, written);
-}
-
-cublasStatus_t cublasLtMatmulDescInit(cublasLtMatmulDesc_t desc, cublasComputeType_t compute, cudaDataType_t scale) {
-    REFUSE_IF(!desc, INVALID_VALUE, "null descriptor");
-    Desc fresh = {};
-    fresh.compute = compute;
-    fresh.scale = scale;
-    fresh.epilogue = CUBLASLT_EPILOGUE_DEFAULT;
-    fresh.aux_type = fresh.bias_type = -1;
-    desc_of(desc) = fresh;
-    return CUBLAS_STATUS_SUCCESS;
-}
-cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* desc, cublasComputeType_t compute, cudaDataType_t scale) {
-    REFUSE_IF(!desc, INVALID_VALUE, "null descriptor");
-    *desc = new cublasLtMatmulDescOpaque_t{};
-    return cublasLtMatmulDescInit(*desc, compute, scale);
-}
-cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t desc) {
-    delete desc;
-    return CUBLAS_STATUS_SUCCESS;
-}
-cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t attribute,
-                                              const void* value, size_t bytes) {
-    REFUSE_IF(!desc, INVALID_VALUE, "null descriptor");
-    return set_field(field(desc_of(desc), attribute), value, bytes);
-}
-cublasStatus_t cublasLtMatmulDescGetAttribute(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t attribute,
-                                              void* value, size_t bytes, size_t* written) {
-    REFUSE_IF(!desc, INVALID_VALUE, "null descriptor");
-    return get_field(field(desc_of(desc), attribute), value, bytes, written);
-}
-
-cublasStatus_t cublasLtMatmulPreferenceInit(cublasLtMatmulPreference_t preference) {
-    REFUSE_IF(!preference, INVALID_VALUE, "null preference");
-    inside<Preference>(preference) = {.workspace = 0, .reduction = CUBLASLT_REDUCTION_SCHEME_MASK, .align_a = 256,
-                                      .align_b = 256, .align_c = 256, .align_d = 256};
-    return CUBLAS_STATUS_SUCCESS;
-}
-cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* preference) {
-    REFUSE_IF(!preference, INVALID_VALUE, "null preference");
-    *preference = new cublasLtMatmulPreferenceOpaque_t{};
-    return cublasLtMatmulPreferenceInit(*preference);
-}
-cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t preference) {
-    delete preference;
-    return CUBLAS_STATUS_SUCCESS;
-}
-cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t preference,
-                                                    cublasLtMatmulPreferenceAttributes_t attribute, const void* value,
-                                                    size_t bytes) {
-    REFUSE_IF(!preference, INVALID_VALUE, "null preference");
-    return set_field(field(inside<Preference>(preference), attribute), value, bytes);
+size_t cublasLtGetVersion() {
+    return 130000;
 }
 
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc,
@@ -397,16 +197,18 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
     return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc_opaque, const void* alpha, const void* a,
-                              cublasLtMatrixLayout_t a_layout, const void* b, cublasLtMatrixLayout_t b_layout,
-                              const void* beta, const void* c, cublasLtMatrixLayout_t c_layout, void* d,
-                              cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t* algo, void* /*workspace*/,
-                              size_t /*workspace_bytes*/, cudaStream_t /*stream*/) {
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc_opaque, const void* alpha,
+                              const void* a, cublasLtMatrixLayout_t a_layout, const void* b,
+                              cublasLtMatrixLayout_t b_layout, const void* beta, const void* c,
+                              cublasLtMatrixLayout_t c_layout, void* d, cublasLtMatrixLayout_t d_layout,
+                              const cublasLtMatmulAlgo_t* algo, void* /*workspace*/, size_t /*workspace_bytes*/,
+                              cudaStream_t /*stream*/) {
     REFUSE_IF(handle != &the_context, NOT_INITIALIZED, "no handle");
     REFUSE_IF(!desc_opaque || !a_layout || !b_layout || !c_layout || !d_layout || !alpha || !beta || !a || !b || !d,
               INVALID_VALUE, "null argument");
     const Desc& desc = desc_of(desc_opaque);
-    const Layout &la = layout_of(a_layout), &lb = layout_of(b_layout), &lc = layout_of(c_layout), &ld = layout_of(d_layout);
+    const Layout &la = layout_of(a_layout), &lb = layout_of(b_layout), &lc = layout_of(c_layout),
+                 &ld = layout_of(d_layout);
     cublasStatus_t status = check(desc, la, lb, lc, ld);
     if (status != CUBLAS_STATUS_SUCCESS) return status;
 
@@ -415,13 +217,15 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     Algo promised = {.problem = 0, .align_a = 16, .align_b = 16, .align_c = 16, .align_d = 16};
     if (algo) {
         promised = *reinterpret_cast<const Algo*>(algo->data);
-        REFUSE_IF(promised.problem != signature(desc, la, lb, lc, ld), NOT_SUPPORTED, "the algorithm was made for another problem");
+        REFUSE_IF(promised.problem != signature(desc, la, lb, lc, ld), NOT_SUPPORTED,
+                  "the algorithm was made for another problem");
     }
-    REFUSE_IF(!aligned(a, la, promised.align_a) || !aligned(b, lb, promised.align_b) || !aligned(d, ld, promised.align_d) ||
-                  (reads_c && !aligned(c, lc, promised.align_c)),
+    REFUSE_IF(!aligned(a, la, promised.align_a) || !aligned(b, lb, promised.align_b) ||
+                  !aligned(d, ld, promised.align_d) || (reads_c && !aligned(c, lc, promised.align_c)),
               NOT_SUPPORTED, "an operand is less aligned than promised");
     REFUSE_IF(reads_c && !c, INVALID_VALUE, "beta without C");
-    REFUSE_IF(reads_c && c == d && (lc.ld != ld.ld || lc.stride != ld.stride), INVALID_VALUE, "C in place with another layout");
+    REFUSE_IF(reads_c && c == d && (lc.ld != ld.ld || lc.stride != ld.stride), INVALID_VALUE,
+              "C in place with another layout");
     REFUSE_IF(overlap(d, extent(ld), a, extent(la)) || overlap(d, extent(ld), b, extent(lb)), INVALID_VALUE,
               "D overlaps an operand");
     const uint32_t e = desc.epilogue;
@@ -435,12 +239,12 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     note_operand(simt::note_read, b, lb);
     if (reads_c) note_operand(simt::note_read, c, lc);
 
-    simt::gemm::Problem p = {};
+    Problem p = {};
     const bool trans_a = desc.op_a == CUBLAS_OP_T, trans_b = desc.op_b == CUBLAS_OP_T;
     p.m = static_cast<int64_t>(ld.rows);
     p.n = static_cast<int64_t>(ld.cols);
     p.k = static_cast<int64_t>(trans_a ? la.rows : la.cols);
-    p.half_out = bf16(ld.type);
+    p.half_out = is_half(ld.type);
     p.alpha = *static_cast<const float*>(alpha);
     p.beta = beta_value;
     p.pointwise = has_gelu(e) ? Pointwise::gelu : is_dgelu(e) ? Pointwise::dgelu : Pointwise::none;
@@ -450,9 +254,9 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
 
     const int64_t out_size = size_of(ld.type);
     auto run_one = [&](int64_t batch) {
-        simt::gemm::Problem q = p;
-        q.a = {advance(a, batch * la.stride * size_of(la.type)), bf16(la.type), trans_a, la.ld};
-        q.b = {advance(b, batch * lb.stride * size_of(lb.type)), bf16(lb.type), trans_b, lb.ld};
+        Problem q = p;
+        q.a = {advance(a, batch * la.stride * size_of(la.type)), is_half(la.type), trans_a, la.ld};
+        q.b = {advance(b, batch * lb.stride * size_of(lb.type)), is_half(lb.type), trans_b, lb.ld};
         q.c = advance(c, batch * lc.stride * out_size);
         q.d = advance(d, batch * ld.stride * out_size);
         void* bias = advance(desc.bias, batch * desc.bias_stride * out_size);
@@ -463,7 +267,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
         if (e == CUBLASLT_EPILOGUE_BGRADB) q.b_grad = bias;
         note_columns(simt::note_read, q.bias, q.m * out_size, 0, 1);
         if (is_dgelu(e)) note_columns(simt::note_read, q.aux, q.m * out_size, q.ld_aux * out_size, q.n);
-        simt::gemm::run(q);
+        run(q);
         if (!is_dgelu(e)) note_columns(simt::note_written, q.aux, q.m * out_size, q.ld_aux * out_size, q.n);
         for (void* gradient : {q.row_grad, q.a_grad}) note_columns(simt::note_written, gradient, q.m * out_size, 0, 1);
         note_columns(simt::note_written, q.b_grad, q.n * out_size, 0, 1);

@@ -145,8 +145,10 @@ void finish_tile(const Problem& problem, float* acc, int64_t ld, int64_t row, in
 void store_sums(const double* sums, int64_t count, void* out, bool half_out) {
     for (int64_t i = 0; i < count; i++) {
         const float sum = static_cast<float>(sums[i]);
-        if (half_out) static_cast<bf16*>(out)[i] = rounded<bf16>(sum);
-        else static_cast<float*>(out)[i] = sum;
+        if (half_out)
+            static_cast<bf16*>(out)[i] = rounded<bf16>(sum);
+        else
+            static_cast<float*>(out)[i] = sum;
     }
 }
 
@@ -154,11 +156,15 @@ void operand_sums(const Operand& operand, int64_t rows, int64_t cols, bool along
     const int64_t count = along_rows ? rows : cols;
     std::vector<double> sums(static_cast<size_t>(count));
     auto sum = [&](const auto* x) {
-        if (along_rows) add_over_columns(sums.data(), x, operand.ld, rows, cols);
-        else sum_over_rows(sums.data(), x, operand.ld, rows, cols);
+        if (along_rows)
+            add_over_columns(sums.data(), x, operand.ld, rows, cols);
+        else
+            sum_over_rows(sums.data(), x, operand.ld, rows, cols);
     };
-    if (operand.half) sum(static_cast<const bf16*>(operand.data));
-    else sum(static_cast<const float*>(operand.data));
+    if (operand.half)
+        sum(static_cast<const bf16*>(operand.data));
+    else
+        sum(static_cast<const float*>(operand.data));
     store_sums(sums.data(), count, out, half_out);
 }
 

@@ -121,8 +121,10 @@ cudaError_t release(void* pointer, cudaMemoryType type) {
 #if defined(SIMT_CHECK)
     if (type == cudaMemoryTypeDevice) return simt::check_free(pointer, gone.bytes), cudaSuccess;
 #endif
-    if (gone.mapped) munmap(pointer, gone.mapped);
-    else free(pointer);
+    if (gone.mapped)
+        munmap(pointer, gone.mapped);
+    else
+        free(pointer);
     return cudaSuccess;
 }
 

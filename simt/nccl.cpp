@@ -45,13 +45,15 @@ ncclResult_t mpi_failed(const char* call, int code) {
 #define TRY(call) \
     if (ncclResult_t result_ = (call); result_ != ncclSuccess) return result_
 
-bool environment_has(const char* name) { return getenv(name) != nullptr; }
+bool environment_has(const char* name) {
+    return getenv(name) != nullptr;
+}
 bool under_launcher() {
     return environment_has("OMPI_COMM_WORLD_SIZE") || environment_has("PMI_SIZE") || environment_has("PMIX_RANK");
 }
 
-// Threads of a rank: its part of the cores, decided before the first parallel region. A launcher that binds ranks to cores
-// or sockets says so; a bound rank sees only its cores, of a socket perhaps with others.
+// Threads of a rank: its part of the cores, decided before the first parallel region. A launcher that binds ranks to
+// cores or sockets says so; a bound rank sees only its cores, of a socket perhaps with others.
 const bool cores_shared = [] {
     const char* local = getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
     if (!local) local = getenv("MPI_LOCALNRANKS");
@@ -101,8 +103,12 @@ struct Requests {
     }
 };
 
-const char* at(const void* base, size_t elements, size_t size) { return static_cast<const char*>(base) + elements * size; }
-char* at(void* base, size_t elements, size_t size) { return static_cast<char*>(base) + elements * size; }
+const char* at(const void* base, size_t elements, size_t size) {
+    return static_cast<const char*>(base) + elements * size;
+}
+char* at(void* base, size_t elements, size_t size) {
+    return static_cast<char*>(base) + elements * size;
+}
 
 std::vector<char>& scratch(size_t bytes) {
     thread_local std::vector<char> memory;
@@ -121,7 +127,8 @@ struct Op {
     ncclComm_t comm;
 };
 
-// Every rank receives the others' n values at from + offset(receiver) and reduces them into `to`, in the order of ranks.
+// Every rank receives the others' n values at from + offset(receiver) and reduces them into `to`, in the order of
+// ranks.
 template <class Offset>
 ncclResult_t exchange_and_reduce(const Op& o, void* to, size_t n_mine, Offset&& piece) {
     ncclComm& comm = *o.comm;
@@ -135,8 +142,10 @@ ncclResult_t exchange_and_reduce(const Op& o, void* to, size_t n_mine, Offset&& 
     }
     for (int r = 0; r < comm.size; r++) {
         const auto [offset, n] = piece(r);
-        if (r == comm.rank) parts[static_cast<size_t>(r)] = at(o.from, offset, size);
-        else requests.send(at(o.from, offset, size), n * size, r);
+        if (r == comm.rank)
+            parts[static_cast<size_t>(r)] = at(o.from, offset, size);
+        else
+            requests.send(at(o.from, offset, size), n * size, r);
     }
     TRY(requests.wait());
     if (n_mine > 0) reduce_parts(to, parts.data(), comm.size, n_mine, o.type, o.op);
@@ -177,8 +186,9 @@ ncclResult_t reduce_scatter(const Op& o) {
     const size_t size = size_of(o.type);
     for (size_t base = 0; base < o.count; base += kWindow) {
         const size_t n = std::min(kWindow, o.count - base);
-        TRY(exchange_and_reduce(o, at(o.to, base, size), n,
-                                [&](int r) { return Piece{static_cast<size_t>(r) * o.count + base, n}; }));
+        TRY(exchange_and_reduce(o, at(o.to, base, size), n, [&](int r) {
+            return Piece{static_cast<size_t>(r) * o.count + base, n};
+        }));
     }
     return ncclSuccess;
 }
@@ -188,8 +198,9 @@ ncclResult_t reduce_to_root(const Op& o) {
     const bool root = o.comm->rank == o.peer;
     for (size_t base = 0; base < o.count; base += kWindow) {
         const size_t n = std::min(kWindow, o.count - base);
-        TRY(exchange_and_reduce(o, root ? at(o.to, base, size) : nullptr, root ? n : 0,
-                                [&](int r) { return Piece{base, r == o.peer ? n : 0}; }));
+        TRY(exchange_and_reduce(o, root ? at(o.to, base, size) : nullptr, root ? n : 0, [&](int r) {
+            return Piece{base, r == o.peer ? n : 0};
+        }));
     }
     return ncclSuccess;
 }
@@ -226,11 +237,16 @@ ncclResult_t run_collective(const Op& o) {
         return ncclSuccess;
     }
     switch (o.kind) {
-        case Op::all_reduce: return all_reduce(o);
-        case Op::reduce: return reduce_to_root(o);
-        case Op::reduce_scatter: return reduce_scatter(o);
-        case Op::all_gather: return all_gather(o);
-        default: return broadcast(o);
+        case Op::all_reduce:
+            return all_reduce(o);
+        case Op::reduce:
+            return reduce_to_root(o);
+        case Op::reduce_scatter:
+            return reduce_scatter(o);
+        case Op::all_gather:
+            return all_gather(o);
+        default:
+            return broadcast(o);
     }
 }
 
@@ -257,11 +273,14 @@ ncclResult_t run_together(const std::vector<Op>& ops) {
                 continue;
             }
             Requests& r = requests.emplace_back(o.comm->mpi);
-            if (receiving) r.recv(o.to, o.count * size_of(o.type), o.peer, kPeerTag);
-            else r.send(o.from, o.count * size_of(o.type), o.peer, kPeerTag);
+            if (receiving)
+                r.recv(o.to, o.count * size_of(o.type), o.peer, kPeerTag);
+            else
+                r.send(o.from, o.count * size_of(o.type), o.peer, kPeerTag);
         }
     }
-    if (to_self.size() != from_self.size()) return fail(ncclInvalidUsage, "a rank sends to itself what it does not receive");
+    if (to_self.size() != from_self.size())
+        return fail(ncclInvalidUsage, "a rank sends to itself what it does not receive");
     for (size_t i = 0; i < to_self.size(); i++) {
         const Op &s = *to_self[i], &r = *from_self[i];
         if (s.count != r.count || s.type != r.type) return fail(ncclInvalidUsage, "send and receive differ in length");
@@ -284,11 +303,13 @@ ncclResult_t enqueue(Op o) {
     if (!o.comm) return fail(ncclInvalidArgument, "null communicator");
     if (o.comm->aborted) return fail(ncclInvalidUsage, "the communicator was aborted");
     if (size_of(o.type) == 0) return fail(ncclInvalidArgument, "data type not supported");
-    if (reduces && !can_reduce(o.type, o.op)) return fail(ncclInvalidArgument, "operation not supported for this data type");
+    if (reduces && !can_reduce(o.type, o.op))
+        return fail(ncclInvalidArgument, "operation not supported for this data type");
     if (has_peer && (o.peer < 0 || o.peer >= o.comm->size)) return fail(ncclInvalidArgument, "no such rank");
     const bool needs_from = o.kind != Op::recv && !(o.kind == Op::broadcast && o.comm->rank != o.peer);
     const bool needs_to = o.kind != Op::send && !(o.kind == Op::reduce && o.comm->rank != o.peer);
-    if (o.count > 0 && ((needs_from && !o.from) || (needs_to && !o.to))) return fail(ncclInvalidArgument, "null buffer");
+    if (o.count > 0 && ((needs_from && !o.from) || (needs_to && !o.to)))
+        return fail(ncclInvalidArgument, "null buffer");
     const bool alone = o.peer == o.comm->rank && (o.kind == Op::send || o.kind == Op::recv);
     if (group_depth == 0 && alone) return fail(ncclInvalidUsage, "a rank sends to itself only within a group");
     if (group_depth == 0) return run_together({o});
@@ -302,8 +323,8 @@ ncclResult_t enqueue(Op o) {
 int live_communicators = 0;
 bool something_aborted = false;
 
-// A rank that leaves with communicators open has failed: without MPI_Finalize the launcher sees that and ends the others,
-// with it they would all wait.
+// A rank that leaves with communicators open has failed: without MPI_Finalize the launcher sees that and ends the
+// others, with it they would all wait.
 void finalize_at_exit() {
     if (live_communicators == 0 && !something_aborted) MPI_Finalize();
 }
@@ -330,18 +351,29 @@ ncclResult_t ncclGetVersion(int* version) {
 
 const char* ncclGetErrorString(ncclResult_t result) {
     switch (result) {
-        case ncclSuccess: return "no error";
-        case ncclUnhandledCudaError: return "unhandled cuda error";
-        case ncclSystemError: return "unhandled system error";
-        case ncclInternalError: return "internal error";
-        case ncclInvalidArgument: return "invalid argument";
-        case ncclInvalidUsage: return "invalid usage";
-        case ncclRemoteError: return "remote process exited or there was a network error";
-        case ncclInProgress: return "operation in progress";
-        default: return "unknown result code";
+        case ncclSuccess:
+            return "no error";
+        case ncclUnhandledCudaError:
+            return "unhandled cuda error";
+        case ncclSystemError:
+            return "unhandled system error";
+        case ncclInternalError:
+            return "internal error";
+        case ncclInvalidArgument:
+            return "invalid argument";
+        case ncclInvalidUsage:
+            return "invalid usage";
+        case ncclRemoteError:
+            return "remote process exited or there was a network error";
+        case ncclInProgress:
+            return "operation in progress";
+        default:
+            return "unknown result code";
     }
 }
-const char* ncclGetLastError(ncclComm_t) { return last_error.c_str(); }
+const char* ncclGetLastError(ncclComm_t) {
+    return last_error.c_str();
+}
 
 ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
     if (!id) return fail(ncclInvalidArgument, "null argument");
@@ -366,10 +398,12 @@ ncclResult_t ncclCommInitRank(ncclComm_t* comm, int nranks, ncclUniqueId id, int
         // All ranks must agree that all is well, lest some wait for the others for ever.
         ncclUniqueId root_id = id;
         MPI_TRY(MPI_Bcast(root_id.internal, sizeof root_id.internal, MPI_BYTE, 0, MPI_COMM_WORLD));
-        int bad[2] = {world != nranks || world_rank != rank, memcmp(root_id.internal, id.internal, sizeof id.internal) != 0};
+        int bad[2] = {world != nranks || world_rank != rank,
+                      memcmp(root_id.internal, id.internal, sizeof id.internal) != 0};
         int any_bad[2] = {0, 0};
         MPI_TRY(MPI_Allreduce(bad, any_bad, 2, MPI_INT, MPI_MAX, MPI_COMM_WORLD));
-        if (any_bad[0]) return fail(ncclInvalidArgument, "ranks are not those of the launcher (all of them must take part)");
+        if (any_bad[0])
+            return fail(ncclInvalidArgument, "ranks are not those of the launcher (all of them must take part)");
         if (any_bad[1]) return fail(ncclInvalidArgument, "the ranks hold different unique ids");
         MPI_TRY(MPI_Comm_dup(MPI_COMM_WORLD, &made.mpi));
         live_communicators++;
@@ -415,12 +449,12 @@ ncclResult_t ncclAllReduce(const void* sendbuff, void* recvbuff, size_t count, n
                            ncclComm_t comm, cudaStream_t) {
     return enqueue({Op::all_reduce, sendbuff, recvbuff, count, type, op, 0, comm});
 }
-ncclResult_t ncclReduce(const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t type, ncclRedOp_t op, int root,
-                        ncclComm_t comm, cudaStream_t) {
+ncclResult_t ncclReduce(const void* sendbuff, void* recvbuff, size_t count, ncclDataType_t type, ncclRedOp_t op,
+                        int root, ncclComm_t comm, cudaStream_t) {
     return enqueue({Op::reduce, sendbuff, recvbuff, count, type, op, root, comm});
 }
-ncclResult_t ncclReduceScatter(const void* sendbuff, void* recvbuff, size_t recvcount, ncclDataType_t type, ncclRedOp_t op,
-                               ncclComm_t comm, cudaStream_t) {
+ncclResult_t ncclReduceScatter(const void* sendbuff, void* recvbuff, size_t recvcount, ncclDataType_t type,
+                               ncclRedOp_t op, ncclComm_t comm, cudaStream_t) {
     return enqueue({Op::reduce_scatter, sendbuff, recvbuff, recvcount, type, op, 0, comm});
 }
 ncclResult_t ncclAllGather(const void* sendbuff, void* recvbuff, size_t sendcount, ncclDataType_t type, ncclComm_t comm,
@@ -431,7 +465,8 @@ ncclResult_t ncclBroadcast(const void* sendbuff, void* recvbuff, size_t count, n
                            ncclComm_t comm, cudaStream_t) {
     return enqueue({Op::broadcast, sendbuff, recvbuff, count, type, ncclSum, root, comm});
 }
-ncclResult_t ncclSend(const void* sendbuff, size_t count, ncclDataType_t type, int peer, ncclComm_t comm, cudaStream_t) {
+ncclResult_t ncclSend(const void* sendbuff, size_t count, ncclDataType_t type, int peer, ncclComm_t comm,
+                      cudaStream_t) {
     return enqueue({Op::send, sendbuff, nullptr, count, type, ncclSum, peer, comm});
 }
 ncclResult_t ncclRecv(void* recvbuff, size_t count, ncclDataType_t type, int peer, ncclComm_t comm, cudaStream_t) {

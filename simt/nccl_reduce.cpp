@@ -63,11 +63,16 @@ void reduce(void* out_, const void* const* parts, int ranks, size_t count) {
 template <class T, bool is_bf16 = false>
 void reduce_type(void* out, const void* const* parts, int ranks, size_t count, ncclRedOp_t op) {
     switch (op) {
-        case ncclAvg: return reduce<T, is_bf16, ncclAvg>(out, parts, ranks, count);
-        case ncclProd: return reduce<T, is_bf16, ncclProd>(out, parts, ranks, count);
-        case ncclMax: return reduce<T, is_bf16, ncclMax>(out, parts, ranks, count);
-        case ncclMin: return reduce<T, is_bf16, ncclMin>(out, parts, ranks, count);
-        default: return reduce<T, is_bf16, ncclSum>(out, parts, ranks, count);
+        case ncclAvg:
+            return reduce<T, is_bf16, ncclAvg>(out, parts, ranks, count);
+        case ncclProd:
+            return reduce<T, is_bf16, ncclProd>(out, parts, ranks, count);
+        case ncclMax:
+            return reduce<T, is_bf16, ncclMax>(out, parts, ranks, count);
+        case ncclMin:
+            return reduce<T, is_bf16, ncclMin>(out, parts, ranks, count);
+        default:
+            return reduce<T, is_bf16, ncclSum>(out, parts, ranks, count);
     }
 }
 
@@ -76,15 +81,20 @@ void reduce_type(void* out, const void* const* parts, int ranks, size_t count, n
 size_t size_of(ncclDataType_t type) {
     switch (type) {
         case ncclInt8:
-        case ncclUint8: return 1;
-        case ncclBfloat16: return 2;
+        case ncclUint8:
+            return 1;
+        case ncclBfloat16:
+            return 2;
         case ncclInt32:
         case ncclUint32:
-        case ncclFloat32: return 4;
+        case ncclFloat32:
+            return 4;
         case ncclInt64:
         case ncclUint64:
-        case ncclFloat64: return 8;
-        default: return 0;
+        case ncclFloat64:
+            return 8;
+        default:
+            return 0;
     }
 }
 
@@ -95,16 +105,26 @@ bool can_reduce(ncclDataType_t type, ncclRedOp_t op) {
 
 void reduce_parts(void* out, const void* const* parts, int ranks, size_t count, ncclDataType_t type, ncclRedOp_t op) {
     switch (type) {
-        case ncclInt8: return reduce_type<int8_t>(out, parts, ranks, count, op);
-        case ncclUint8: return reduce_type<uint8_t>(out, parts, ranks, count, op);
-        case ncclInt32: return reduce_type<int32_t>(out, parts, ranks, count, op);
-        case ncclUint32: return reduce_type<uint32_t>(out, parts, ranks, count, op);
-        case ncclInt64: return reduce_type<int64_t>(out, parts, ranks, count, op);
-        case ncclUint64: return reduce_type<uint64_t>(out, parts, ranks, count, op);
-        case ncclFloat32: return reduce_type<float>(out, parts, ranks, count, op);
-        case ncclFloat64: return reduce_type<double>(out, parts, ranks, count, op);
-        case ncclBfloat16: return reduce_type<bf16, true>(out, parts, ranks, count, op);
-        default: return;
+        case ncclInt8:
+            return reduce_type<int8_t>(out, parts, ranks, count, op);
+        case ncclUint8:
+            return reduce_type<uint8_t>(out, parts, ranks, count, op);
+        case ncclInt32:
+            return reduce_type<int32_t>(out, parts, ranks, count, op);
+        case ncclUint32:
+            return reduce_type<uint32_t>(out, parts, ranks, count, op);
+        case ncclInt64:
+            return reduce_type<int64_t>(out, parts, ranks, count, op);
+        case ncclUint64:
+            return reduce_type<uint64_t>(out, parts, ranks, count, op);
+        case ncclFloat32:
+            return reduce_type<float>(out, parts, ranks, count, op);
+        case ncclFloat64:
+            return reduce_type<double>(out, parts, ranks, count, op);
+        case ncclBfloat16:
+            return reduce_type<bf16, true>(out, parts, ranks, count, op);
+        default:
+            return;
     }
 }
 

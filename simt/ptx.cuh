@@ -112,8 +112,12 @@ struct LdmatrixArgs {
 template <int COUNT, int MATRICES, bool TRANSPOSED>
 SIMT_INLINE void ldmatrix(const char* name, uint32_t* to, const uint32_t* row) {
     require_full_warp(name);
-    if (self.lane < 8 * MATRICES)
-        for (int i = 0; i < COUNT; i++) check_shared_address(name, row[i]);
+    if (self.lane < 8 * MATRICES) {
+        for (int i = 0; i < COUNT; i++) {
+            check_shared_address(name, row[i]);
+            note_read(self.block->shared + row[i], 16);
+        }
+    }
     LdmatrixArgs args{to, row};
     warp_collective(name, args, [](LdmatrixArgs* const* lanes, uint32_t) {
         const unsigned char* shared = self.block->shared;
@@ -153,6 +157,7 @@ SIMT_INLINE void async_copy(const char* name, uint32_t to, const void* from, uns
     if (bytes < 0 || bytes > static_cast<int>(size)) [[unlikely]]
         die("%s: %d bytes of %u", name, bytes, size);
     AsyncCopies& copies = lane_local<AsyncCopies>();
+    note_written(self.block->shared + to, size);  // from now on nobody else may use these bytes
     copies.waiting.push_back({from, to, size, static_cast<unsigned>(bytes), copies.groups});
     memset(self.block->shared + to, 0xff, size);
 }
@@ -199,14 +204,14 @@ SIMT_INLINE void cp_async_wait() {
     for (; done < copies.waiting.size() && copies.waiting[done].group + N < copies.groups; done++) {
         const simt::AsyncCopy& copy = copies.waiting[done];
         unsigned char* to = simt::self.block->shared + copy.to;
+        simt::note_read(copy.from, copy.bytes);
+        simt::note_written(to, copy.size);
         if (copy.bytes == 16) {
             memcpy(to, copy.from, 16);
         } else {
             memset(to, 0, copy.size);
             if (copy.bytes > 0) memcpy(to, copy.from, copy.bytes);
         }
-        simt::note_read(copy.from, static_cast<size_t>(copy.bytes));
-        simt::note_written(to, static_cast<size_t>(copy.size));
     }
     copies.waiting.erase(copies.waiting.begin(), copies.waiting.begin() + static_cast<long>(done));
 }

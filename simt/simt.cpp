@@ -15,11 +15,9 @@
 
 #include "context.h"
 #include "engine.h"
+#include "flush_denormals.h"
 #ifdef _OPENMP
 #include <omp.h>
-#endif
-#if defined(__x86_64__)
-#include <xmmintrin.h>
 #endif
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -63,7 +61,8 @@ struct Machine {
     const Launch* launch = nullptr;
     bool finished = false;  // no lane is left to run: go back to the OS thread's stack
     bool abandoned = false;
-    bool shuffled = false;  // SIMT_SEED: a random order of warps and lanes
+    uint64_t idle_yields = 0;  // since a lane last did anything but yield
+    bool shuffled = false;     // SIMT_SEED: a random order of warps and lanes
     uint64_t random = 0;
 
     Machine();
@@ -219,6 +218,7 @@ void promote(Block& b) {
 SIMT_INLINE void exit_lane(Machine& m) {
     Block& b = m.block;
     check_exit(self.thread);
+    m.idle_yields = 0;
     self.warp->alive &= ~(1u << self.lane);
     b.alive--;
     // A thread that has returned counts as arrived, as on the GPU.
@@ -357,7 +357,7 @@ bool run_block(Machine& m, uint64_t linear) {
     for (unsigned w = 0; w < b.num_warps; w++) {
         Warp& warp = b.warps[w];
         warp.alive = warp.ready = warp.exists;
-        warp.at_warp = warp.at_block = warp.phase = 0;
+        warp.at_warp = warp.at_block = warp.phase = warp.yielded = 0;
     }
     m.finished = m.abandoned = false;
     m.running = &m.own;
@@ -377,28 +377,6 @@ bool run_block(Machine& m, uint64_t linear) {
     return !m.abandoned;
 }
 
-// Denormals are flushed while kernels run, as fast GPU code does, and because they cost the CPU a hundred cycles each.
-struct FlushDenormals {
-#if defined(__x86_64__)
-    unsigned saved = _mm_getcsr();
-    FlushDenormals() {
-        _mm_setcsr(saved | 0x8040);
-    }
-    ~FlushDenormals() {
-        _mm_setcsr(saved);
-    }
-#elif defined(__aarch64__)
-    uint64_t saved = 0;
-    FlushDenormals() {
-        asm volatile("mrs %0, fpcr" : "=r"(saved));
-        asm volatile("msr fpcr, %0" : : "r"(saved | (1ull << 24)));
-    }
-    ~FlushDenormals() {
-        asm volatile("msr fpcr, %0" : : "r"(saved));
-    }
-#endif
-};
-
 // Takes blocks in increasing order until none is left, so that a block may wait for lower-numbered ones.
 void run_blocks(const Launch& launch, std::atomic<uint64_t>& next, uint64_t blocks, std::atomic<bool>& abandoned) {
     uint64_t i = next.fetch_add(1, std::memory_order_relaxed);
@@ -414,15 +392,9 @@ void run_blocks(const Launch& launch, std::atomic<uint64_t>& next, uint64_t bloc
     self = {};
 }
 
-}  // namespace
-
-void suspend() {
-    Machine& m = *machine;
+// Leaves the running lane and runs `next`.
+SIMT_INLINE void switch_to(Machine& m, unsigned next) {
     unsigned me = self.thread;
-    int picked = pick(m);
-    if (picked < 0) [[unlikely]]
-        deadlock(m);
-    auto next = static_cast<unsigned>(picked);
     take(m, next);
     if (next == me) return;  // it was ready again, and no other lane was
     become(m, next);
@@ -436,6 +408,35 @@ void suspend() {
     jump(target, to, &m.context[me]);  // whoever comes back here has already made `me` the running lane
 }
 
+}  // namespace
+
+void suspend() {
+    Machine& m = *machine;
+    m.idle_yields = 0;
+    int next = pick(m);
+    if (next < 0) [[unlikely]]
+        deadlock(m);
+    switch_to(m, static_cast<unsigned>(next));
+}
+
+// Warp after warp, and within each warp lane after lane: nobody who waits by yielding starves another.
+void yield_lane(const char* what) {
+    Machine& m = *machine;
+    Block& b = m.block;
+    self.warp->ready |= 1u << self.lane;
+    self.warp->yielded = self.lane;
+    // A wait that nobody in the block ends is a deadlock; __nanosleep may wait for other blocks.
+    if (what && ++m.idle_yields > 100000 + 1000ull * b.threads)
+        die("deadlock: every thread that is left waits for %s", what);
+    if (m.shuffled) return switch_to(m, static_cast<unsigned>(pick_random(m)));
+    for (unsigned step = 1; step <= b.num_warps; step++) {
+        Warp& warp = b.warps[(self.warp->index + step) % b.num_warps];
+        if (!warp.ready) continue;
+        uint32_t after = warp.ready & (~1u << warp.yielded);
+        return switch_to(m, warp.index * kWarp + static_cast<unsigned>(__builtin_ctz(after ? after : warp.ready)));
+    }
+}
+
 void release_block(Block& b) {
     b.waiting = 0;
     for (unsigned w = 0; w < b.num_warps; w++) {
@@ -445,11 +446,6 @@ void release_block(Block& b) {
     // The running lane, if it stood at the barrier, goes on by itself.
     self.warp->ready &= ~(1u << self.lane);
     check_block_synced(b);
-}
-
-void yield_lane(const char*) {
-    self.warp->ready |= 1u << self.lane;
-    suspend();
 }
 
 Local* find_local(const void* type) {

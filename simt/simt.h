@@ -66,6 +66,7 @@ struct alignas(64) Warp {
     uint32_t at_block;  // lanes that wait at a block barrier
     uint32_t phase;     // per lane: which of the two slot buffers its next whole-warp shuffle uses
     unsigned index;
+    unsigned yielded;                            // the lane that last yielded
     void* args[kWarp];                           // what the lanes deposited for a collective
     uint64_t slot[2][kWarp];                     // whole-warp shuffles: double-buffered, so that one wait suffices
     uint64_t aside[kWarp];                       // shuffles of a part of the warp: two waits
@@ -186,7 +187,8 @@ SIMT_INLINE void require_full_warp(const char* name) {
     if (self.warp->alive != kFullMask) die("%s needs all 32 lanes of the warp", name);
 }
 
-// Lets every other lane that can run go first. With wait_until, the way to wait for something that is not a meeting.
+// Lets every other lane that can run go first. With wait_until, the way to wait for something that is not a meeting. If
+// `what` is not null, only lanes of this block can end the wait: when none of them does, it is reported as a deadlock.
 void yield_lane(const char* what);
 template <class Predicate>
 SIMT_INLINE void wait_until(const char* what, Predicate&& predicate) {

@@ -230,7 +230,7 @@ __forceinline__ void __threadfence_block() {
 
 // Lets the other lanes, and the other blocks, go on: whoever spins on memory must call it.
 inline void __nanosleep(unsigned) {
-    simt::yield_lane("__nanosleep");
+    simt::yield_lane(nullptr);
     sched_yield();
 }
 [[noreturn]] inline void __trap() {

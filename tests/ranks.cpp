@@ -57,8 +57,12 @@ constexpr bool is_bf16 = false;
 template <>
 constexpr bool is_bf16<__nv_bfloat16> = true;
 
-double to_double(double x) { return x; }
-double to_double(__nv_bfloat16 x) { return static_cast<double>(__bfloat162float(x)); }
+double to_double(double x) {
+    return x;
+}
+double to_double(__nv_bfloat16 x) {
+    return static_cast<double>(__bfloat162float(x));
+}
 
 // Element i of rank r: around 1 for floating point, small numbers for integers, so that a sum fits even a uint8.
 template <class T>
@@ -66,9 +70,12 @@ T element(int r, size_t i) {
     uint64_t z = (static_cast<uint64_t>(r) + 1) * 0x9E3779B97F4A7C15ull + i * 0xBF58476D1CE4E5B9ull;
     z = (z ^ (z >> 31)) * 0x94D049BB133111EBull;
     z ^= z >> 29;
-    if constexpr (is_bf16<T>) return __float2bfloat16_rn(static_cast<float>(z % 4001) / 1000.0f - 2.0f);
-    else if constexpr (std::is_floating_point_v<T>) return static_cast<T>(static_cast<double>(z % 4000001) / 1e6 - 2);
-    else return static_cast<T>(z % 5 + 1);
+    if constexpr (is_bf16<T>)
+        return __float2bfloat16_rn(static_cast<float>(z % 4001) / 1000.0f - 2.0f);
+    else if constexpr (std::is_floating_point_v<T>)
+        return static_cast<T>(static_cast<double>(z % 4000001) / 1e6 - 2);
+    else
+        return static_cast<T>(z % 5 + 1);
 }
 template <class T>
 std::vector<T> elements(int r, size_t count, size_t begin = 0) {
@@ -82,10 +89,14 @@ double reduced(ncclRedOp_t op, size_t i) {
     double out = to_double(element<T>(0, i));
     for (int r = 1; r < ranks; r++) {
         const double value = to_double(element<T>(r, i));
-        if (op == ncclProd) out *= value;
-        else if (op == ncclMax) out = std::fmax(out, value);
-        else if (op == ncclMin) out = std::fmin(out, value);
-        else out += value;
+        if (op == ncclProd)
+            out *= value;
+        else if (op == ncclMax)
+            out = std::fmax(out, value);
+        else if (op == ncclMin)
+            out = std::fmin(out, value);
+        else
+            out += value;
     }
     return op == ncclAvg ? out / ranks : out;
 }
@@ -111,7 +122,8 @@ void reductions(ncclDataType_t type, std::initializer_list<ncclRedOp_t> ops, con
         for (ncclRedOp_t op : ops) {
             if (count > 100000 && (type != ncclFloat32 || op != ncclAvg)) continue;
             for (bool in_place : {false, true}) {
-                const std::string where = format("%s, op %d, count %zu%s", name, static_cast<int>(op), count, in_place ? ", in place" : "");
+                const std::string where =
+                    format("%s, op %d, count %zu%s", name, static_cast<int>(op), count, in_place ? ", in place" : "");
                 auto all_right = [&](const std::vector<T>& got, size_t begin) {
                     for (size_t i = 0; i < got.size(); i++) {
                         if (!right(got[i], op, begin + i)) return false;
@@ -122,11 +134,16 @@ void reductions(ncclDataType_t type, std::initializer_list<ncclRedOp_t> ops, con
                     std::vector<T> first;
                     for (int again = 0; again < 2; again++) {
                         Array<T> from(elements<T>(rank, count)), to(count);
-                        REQUIRE_OK(ncclAllReduce(from.data, in_place ? from.data : to.data, count, type, op, nccl, nullptr));
+                        REQUIRE_OK(
+                            ncclAllReduce(from.data, in_place ? from.data : to.data, count, type, op, nccl, nullptr));
                         const std::vector<T> got = (in_place ? from : to).read();
                         check(all_right(got, 0), "all-reduce of " + where);
-                        if (!in_place) check(memcmp(from.read().data(), elements<T>(rank, count).data(), count * sizeof(T)) == 0, "all-reduce writes its input: " + where);
-                        if (again) check(memcmp(first.data(), got.data(), count * sizeof(T)) == 0, "all-reduce has other bits the second time: " + where);
+                        if (!in_place)
+                            check(memcmp(from.read().data(), elements<T>(rank, count).data(), count * sizeof(T)) == 0,
+                                  "all-reduce writes its input: " + where);
+                        if (again)
+                            check(memcmp(first.data(), got.data(), count * sizeof(T)) == 0,
+                                  "all-reduce has other bits the second time: " + where);
                         first = got;
                     }
                 }
@@ -136,13 +153,16 @@ void reductions(ncclDataType_t type, std::initializer_list<ncclRedOp_t> ops, con
                     T* out = in_place ? from.data + begin : to.data;
                     REQUIRE_OK(ncclReduceScatter(from.data, out, count, type, op, nccl, nullptr));
                     std::vector<T> got = (in_place ? from : to).read();
-                    if (in_place) got = std::vector<T>(got.begin() + static_cast<long>(begin), got.begin() + static_cast<long>(begin + count));
+                    if (in_place)
+                        got = std::vector<T>(got.begin() + static_cast<long>(begin),
+                                             got.begin() + static_cast<long>(begin + count));
                     check(all_right(got, begin), "reduce-scatter of " + where);
                 }
                 {
                     const int root = ranks - 1;
                     Array<T> from(elements<T>(rank, count)), to(count);
-                    REQUIRE_OK(ncclReduce(from.data, in_place ? from.data : to.data, count, type, op, root, nccl, nullptr));
+                    REQUIRE_OK(
+                        ncclReduce(from.data, in_place ? from.data : to.data, count, type, op, root, nccl, nullptr));
                     if (rank == root) check(all_right((in_place ? from : to).read(), 0), "reduce of " + where);
                 }
             }
@@ -167,7 +187,8 @@ void copies() {
             std::vector<float> start(total, NAN);
             std::copy(own.begin(), own.end(), start.begin() + static_cast<long>(count) * rank);
             Array<float> both(start);
-            REQUIRE_OK(ncclAllGather(both.data + count * static_cast<size_t>(rank), both.data, count, ncclFloat32, nccl, nullptr));
+            REQUIRE_OK(ncclAllGather(both.data + count * static_cast<size_t>(rank), both.data, count, ncclFloat32, nccl,
+                                     nullptr));
             check(both.read() == want, format("all-gather in place of %zu", count));
         }
         for (int root = 0; root < ranks; root++) {
@@ -175,13 +196,14 @@ void copies() {
             REQUIRE_OK(ncclBroadcast(from.data, to.data, count, ncclFloat32, root, nccl, nullptr));
             REQUIRE_OK(ncclBroadcast(both.data, both.data, count, ncclFloat32, root, nccl, nullptr));
             check(to.read() == elements<float>(root, count), format("broadcast of %zu from %d", count, root));
-            check(both.read() == elements<float>(root, count), format("broadcast in place of %zu from %d", count, root));
+            check(both.read() == elements<float>(root, count),
+                  format("broadcast in place of %zu from %d", count, root));
         }
     }
 }
 
-// Everything at once in one group: a ring of sends and receives (to itself with one rank), and two reductions after them,
-// the second of what the first gives.
+// Everything at once in one group: a ring of sends and receives (to itself with one rank), and two reductions after
+// them, the second of what the first gives.
 void groups() {
     const size_t count = 200003;
     const int next = (rank + 1) % ranks, previous = (rank + ranks - 1) % ranks;

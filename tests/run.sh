@@ -26,7 +26,7 @@ for build in $builds; do
     fi
     start=$(date +%s)
     log=$name/tests.log
-    RESIDUAL_BUILD=$name OMP_WAIT_POLICY=passive ASAN_OPTIONS=detect_leaks=0 "$name/tests" > "$log" 2>&1
+    RESIDUAL_BUILD=$name GOMP_SPINCOUNT=1000 ASAN_OPTIONS=detect_leaks=0 "$name/tests" > "$log" 2>&1
     status=$?
     line=$(grep -E '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' "$log" | tail -n 1)
     if [ -z "$line" ] || { [ $status -ne 0 ] && [[ $line == *" 0 failed"* ]]; }; then

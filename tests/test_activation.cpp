@@ -26,8 +26,8 @@ std::vector<floatX> arguments(size_t n) {
     return out;
 }
 
-// The formulas lose a few roundings of fp32: in the exponent 2u (|u| up to about 10 where it matters, so 10 units relative
-// to the tail, whose values are small), the exponential, a division. Then one rounding to floatX.
+// The formulas lose a few roundings of fp32: in the exponent 2u (|u| up to about 10 where it matters, so 10 units
+// relative to the tail, whose values are small), the exponential, a division. Then one rounding to floatX.
 constexpr double ATOL = 16 * 0x1p-24, RTOL = unit_roundoff + 8 * 0x1p-24;
 
 }  // namespace
@@ -41,7 +41,8 @@ TEST_CASE("activation forward", "[activation]") {
             out.poison();
             activation_forward(out.data, h.data, act, n, nullptr);
             std::vector<double> want, got = to_double(out.read());
-            for (size_t i = 0; i < 8; i++) CHECK(std::isnan(got[static_cast<size_t>(n) + i]));  // nothing behind the end
+            for (size_t i = 0; i < 8; i++)
+                CHECK(std::isnan(got[static_cast<size_t>(n) + i]));  // nothing behind the end
             got.resize(static_cast<size_t>(n));
             for (floatX x : pre) want.push_back(value(act, to_float(x)));
             CHECK(worst_error(got, want, ATOL, RTOL) <= 1);
@@ -55,12 +56,14 @@ TEST_CASE("activation backward, also in place", "[activation]") {
             for (bool in_place : {false, true}) {
                 CAPTURE(static_cast<int>(act), n, in_place);
                 Random random(static_cast<uint64_t>(n));
-                const std::vector<floatX> pre = arguments(static_cast<size_t>(n)), dout = random.normals<floatX>(static_cast<size_t>(n));
+                const std::vector<floatX> pre = arguments(static_cast<size_t>(n)),
+                                          dout = random.normals<floatX>(static_cast<size_t>(n));
                 Device<floatX> h(pre), d(dout), dpre(static_cast<size_t>(n));
                 dpre.poison();
                 activation_backward(in_place ? d.data : dpre.data, d.data, h.data, act, n, nullptr);
                 std::vector<double> want;
-                for (size_t i = 0; i < pre.size(); i++) want.push_back(to_float(dout[i]) * derivative(act, to_float(pre[i])));
+                for (size_t i = 0; i < pre.size(); i++)
+                    want.push_back(to_float(dout[i]) * derivative(act, to_float(pre[i])));
                 // dout is of size 1, up to 5.
                 CHECK(worst_error(to_double((in_place ? d : dpre).read()), want, 5 * ATOL, RTOL) <= 1);
                 if (!in_place) CHECK(to_double(d.read()) == to_double(dout));

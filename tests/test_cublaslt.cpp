@@ -33,13 +33,19 @@ bool bias_in(cublasLtEpilogue_t e) {
 bool bias_out(cublasLtEpilogue_t e) {
     return e == CUBLASLT_EPILOGUE_DGELU_BGRAD || e == CUBLASLT_EPILOGUE_BGRADA || e == CUBLASLT_EPILOGUE_BGRADB;
 }
-bool aux_in(cublasLtEpilogue_t e) { return e == CUBLASLT_EPILOGUE_DGELU || e == CUBLASLT_EPILOGUE_DGELU_BGRAD; }
-bool aux_out(cublasLtEpilogue_t e) { return e == CUBLASLT_EPILOGUE_GELU_AUX || e == CUBLASLT_EPILOGUE_GELU_AUX_BIAS; }
+bool aux_in(cublasLtEpilogue_t e) {
+    return e == CUBLASLT_EPILOGUE_DGELU || e == CUBLASLT_EPILOGUE_DGELU_BGRAD;
+}
+bool aux_out(cublasLtEpilogue_t e) {
+    return e == CUBLASLT_EPILOGUE_GELU_AUX || e == CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
+}
 bool gelu_in(cublasLtEpilogue_t e) {
     return e == CUBLASLT_EPILOGUE_GELU || e == CUBLASLT_EPILOGUE_GELU_BIAS || aux_out(e);
 }
 
-double gelu(double h) { return 0.5 * h * (1 + std::tanh(0.7978845608028654 * (h + 0.044715 * h * h * h))); }
+double gelu(double h) {
+    return 0.5 * h * (1 + std::tanh(0.7978845608028654 * (h + 0.044715 * h * h * h)));
+}
 double dgelu(double h) {
     double t = std::tanh(0.7978845608028654 * (h + 0.044715 * h * h * h));
     return 0.5 * (1 + t) + 0.5 * h * (1 - t * t) * 0.7978845608028654 * (1 + 3 * 0.044715 * h * h);
@@ -54,10 +60,14 @@ struct Stored {
     Device<T> device;
     cublasLtMatrixLayout_t layout = nullptr;
     Stored(Random& random, int rows_, int cols_, int pad, int batch, double scale)
-        : rows(rows_), cols(cols_), ld(rows_ + pad), stride(static_cast<int64_t>(ld) * cols),
-          host(random.normals<T>(static_cast<size_t>(stride * batch), scale)), device(host) {
-        REQUIRE(cublasLtMatrixLayoutCreate(&layout, type_of<T>(), static_cast<uint64_t>(rows), static_cast<uint64_t>(cols), ld) ==
-                CUBLAS_STATUS_SUCCESS);
+        : rows(rows_),
+          cols(cols_),
+          ld(rows_ + pad),
+          stride(static_cast<int64_t>(ld) * cols),
+          host(random.normals<T>(static_cast<size_t>(stride * batch), scale)),
+          device(host) {
+        REQUIRE(cublasLtMatrixLayoutCreate(&layout, type_of<T>(), static_cast<uint64_t>(rows),
+                                           static_cast<uint64_t>(cols), ld) == CUBLAS_STATUS_SUCCESS);
         int32_t count = batch;
         cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count);
         cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof stride);
@@ -75,8 +85,8 @@ void set(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t attribute, T 
 // Runs the case and compares everything it writes. False: the library has no algorithm for it.
 template <class In, class Out>
 bool run(const Case& t) {
-    CAPTURE(t.m, t.n, t.k, t.trans_a, t.trans_b, t.alpha, t.beta, static_cast<int>(t.epilogue), t.pad, t.batch, sizeof(In),
-            sizeof(Out));
+    CAPTURE(t.m, t.n, t.k, t.trans_a, t.trans_b, t.alpha, t.beta, static_cast<int>(t.epilogue), t.pad, t.batch,
+            sizeof(In), sizeof(Out));
     Random random(static_cast<uint64_t>(t.m * 1000003 + t.n * 1009 + t.k));
     const double scale = 1 / std::sqrt(static_cast<double>(t.k));
     Stored<In> a(random, t.trans_a ? t.k : t.m, t.trans_a ? t.m : t.k, t.pad, t.batch, 1);
@@ -119,15 +129,16 @@ bool run(const Case& t) {
     Stored<Out>& source = t.in_place ? d : c;
     cublasLtMatmulHeuristicResult_t result = {};
     int found = 0;
-    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle, desc, a.layout, b.layout, source.layout, d.layout, preference,
-                                                           1, &result, &found);
+    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle, desc, a.layout, b.layout, source.layout, d.layout,
+                                                           preference, 1, &result, &found);
     const bool supported = status == CUBLAS_STATUS_SUCCESS && found == 1;
     if (supported) {
         Device<char> workspace(workspace_bytes);
-        const float *alpha = t.scalars_on_device ? scalars.data : &t.alpha, *beta = t.scalars_on_device ? scalars.data + 1 : &t.beta;
-        REQUIRE(cublasLtMatmul(handle, desc, alpha, a.device.data, a.layout, b.device.data, b.layout, beta, source.device.data,
-                               source.layout, d.device.data, d.layout, &result.algo, workspace.data, workspace_bytes,
-                               nullptr) == CUBLAS_STATUS_SUCCESS);
+        const float *alpha = t.scalars_on_device ? scalars.data : &t.alpha,
+                    *beta = t.scalars_on_device ? scalars.data + 1 : &t.beta;
+        REQUIRE(cublasLtMatmul(handle, desc, alpha, a.device.data, a.layout, b.device.data, b.layout, beta,
+                               source.device.data, source.layout, d.device.data, d.layout, &result.algo, workspace.data,
+                               workspace_bytes, nullptr) == CUBLAS_STATUS_SUCCESS);
     }
     cublasLtMatmulPreferenceDestroy(preference);
     cublasLtMatmulDescDestroy(desc);
@@ -143,19 +154,22 @@ bool run(const Case& t) {
             for (int i = 0; i < t.m; i++) {
                 double sum = 0;
                 for (int l = 0; l < t.k; l++) {
-                    sum += (t.trans_a ? a.value(l, i, z) : a.value(i, l, z)) * (t.trans_b ? b.value(j, l, z) : b.value(l, j, z));
+                    sum += (t.trans_a ? a.value(l, i, z) : a.value(i, l, z)) *
+                           (t.trans_b ? b.value(j, l, z) : b.value(l, j, z));
                 }
                 sum = t.alpha * sum + (t.beta != 0 ? t.beta * source.value(i, j, z) : 0);
                 if (bias_in(t.epilogue)) sum += to_float(bias_host[static_cast<size_t>(z * bias_stride + i)]);
                 if (aux_out(t.epilogue)) want_aux.push_back(sum), got_aux.push_back(to_float(aux_now[aux.at(i, j, z)]));
                 if (gelu_in(t.epilogue)) sum = gelu(sum);
                 if (aux_in(t.epilogue)) sum *= dgelu(aux.value(i, j, z));
-                if (t.epilogue == CUBLASLT_EPILOGUE_DGELU_BGRAD) want_bias[static_cast<size_t>(z * bias_stride + i)] += sum;
+                if (t.epilogue == CUBLASLT_EPILOGUE_DGELU_BGRAD)
+                    want_bias[static_cast<size_t>(z * bias_stride + i)] += sum;
                 want.push_back(sum), got.push_back(to_float(d_now[d.at(i, j, z)]));
             }
             for (int i = t.m; i < d.ld; i++) {
                 size_t at = d.at(i, j, z);
-                if (to_float(d_now[at]) != to_float(d.host[at]) || to_float(aux_now[at]) != to_float(aux.host[at])) padding_untouched = false;
+                if (to_float(d_now[at]) != to_float(d.host[at]) || to_float(aux_now[at]) != to_float(aux.host[at]))
+                    padding_untouched = false;
             }
         }
         for (int l = 0; l < t.k; l++) {
@@ -169,7 +183,8 @@ bool run(const Case& t) {
     // A sum of k products of size 1/sqrt(k) is of size 1; each of its k additions rounds a partial sum at 2^-24, which
     // together stays below 2^-24 sqrt(k) but for a factor; 8 covers the largest of all elements and the epilogue's own
     // few roundings. Then one rounding to the output type.
-    const double atol = 8 * 0x1p-24 * std::sqrt(static_cast<double>(t.k) + 8), rtol = 1.01 * roundoff<Out>() + 8 * 0x1p-24;
+    const double atol = 8 * 0x1p-24 * std::sqrt(static_cast<double>(t.k) + 8),
+                 rtol = 1.01 * roundoff<Out>() + 8 * 0x1p-24;
     CHECK(worst_error(got, want, atol, rtol) <= 1);
     if (aux_out(t.epilogue)) CHECK(worst_error(got_aux, want_aux, atol, rtol) <= 1);
     CHECK(padding_untouched);
@@ -200,7 +215,8 @@ TEMPLATE_TEST_CASE("cublasLt: products of all transposes and awkward sizes", "[c
         for (bool trans_b : {false, true}) {
             for (int n : {8, 200}) {
                 required<TestType, TestType>({.m = 24, .n = n, .k = k, .trans_a = trans_a, .trans_b = trans_b});
-                required<TestType, float>({.m = 136, .n = n, .k = k, .trans_a = trans_a, .trans_b = trans_b, .beta = 1});
+                required<TestType, float>(
+                    {.m = 136, .n = n, .k = k, .trans_a = trans_a, .trans_b = trans_b, .beta = 1});
             }
         }
     }
@@ -222,12 +238,14 @@ TEMPLATE_TEST_CASE("cublasLt: batches", "[cublaslt]", float, __nv_bfloat16) {
 
 TEMPLATE_TEST_CASE("cublasLt: epilogues", "[cublaslt]", float, __nv_bfloat16) {
     int tried = 0, supported = 0;
-    for (auto epilogue : {CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_GELU, CUBLASLT_EPILOGUE_GELU_BIAS, CUBLASLT_EPILOGUE_GELU_AUX,
-                          CUBLASLT_EPILOGUE_GELU_AUX_BIAS, CUBLASLT_EPILOGUE_DGELU, CUBLASLT_EPILOGUE_DGELU_BGRAD}) {
+    for (auto epilogue :
+         {CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_GELU, CUBLASLT_EPILOGUE_GELU_BIAS, CUBLASLT_EPILOGUE_GELU_AUX,
+          CUBLASLT_EPILOGUE_GELU_AUX_BIAS, CUBLASLT_EPILOGUE_DGELU, CUBLASLT_EPILOGUE_DGELU_BGRAD}) {
         for (int n : {8, 199}) {
             for (int pad : {0, 8}) {
                 tried++;
-                supported += run<TestType, TestType>({.m = 120, .n = n, .k = 64, .trans_a = pad > 0, .epilogue = epilogue, .pad = pad});
+                supported += run<TestType, TestType>(
+                    {.m = 120, .n = n, .k = 64, .trans_a = pad > 0, .epilogue = epilogue, .pad = pad});
             }
         }
     }
@@ -235,7 +253,8 @@ TEMPLATE_TEST_CASE("cublasLt: epilogues", "[cublaslt]", float, __nv_bfloat16) {
         for (bool trans_a : {false, true}) {
             for (bool trans_b : {false, true}) {
                 tried++;
-                supported += run<TestType, TestType>({.m = 136, .n = 200, .k = 64, .trans_a = trans_a, .trans_b = trans_b, .epilogue = epilogue});
+                supported += run<TestType, TestType>(
+                    {.m = 136, .n = 200, .k = 64, .trans_a = trans_a, .trans_b = trans_b, .epilogue = epilogue});
             }
         }
     }
@@ -249,7 +268,8 @@ TEMPLATE_TEST_CASE("cublasLt: epilogues", "[cublaslt]", float, __nv_bfloat16) {
 
 TEST_CASE("cublasLt: products larger than a tile", "[cublaslt]") {
     // 2048 x 1024 x 1024 is the stand-in's tile for bf16; 1 Mi elements its panel for fp32 epilogues.
-    required<__nv_bfloat16, __nv_bfloat16>({.m = 2056, .n = 9, .k = 1032, .trans_a = true, .beta = 1, .epilogue = CUBLASLT_EPILOGUE_BIAS});
+    required<__nv_bfloat16, __nv_bfloat16>(
+        {.m = 2056, .n = 9, .k = 1032, .trans_a = true, .beta = 1, .epilogue = CUBLASLT_EPILOGUE_BIAS});
     required<__nv_bfloat16, float>({.m = 16, .n = 1040, .k = 1032, .trans_b = true, .beta = 1});
     required<__nv_bfloat16, __nv_bfloat16>({.m = 16, .n = 1040, .k = 2056});
     required<float, float>({.m = 4100, .n = 300, .k = 5, .beta = 1, .epilogue = CUBLASLT_EPILOGUE_BIAS});
@@ -259,7 +279,8 @@ TEST_CASE("cublasLt: the same bits again", "[cublaslt]") {
     auto product = [] {
         Random random(3);
         const int m = 384, n = 257, k = 768;
-        Device<float> a(random.normals<float>(static_cast<size_t>(m * k))), b(random.normals<float>(static_cast<size_t>(k * n)));
+        Device<float> a(random.normals<float>(static_cast<size_t>(m * k))),
+            b(random.normals<float>(static_cast<size_t>(k * n)));
         Device<float> d(static_cast<size_t>(m * n));
         cublasLtHandle_t handle = nullptr;
         cublasLtMatmulDesc_t desc = nullptr;
@@ -270,8 +291,8 @@ TEST_CASE("cublasLt: the same bits again", "[cublaslt]") {
         cublasLtMatrixLayoutCreate(&lb, CUDA_R_32F, k, n, k);
         cublasLtMatrixLayoutCreate(&ld, CUDA_R_32F, m, n, m);
         const float alpha = 1, beta = 0;
-        REQUIRE(cublasLtMatmul(handle, desc, &alpha, a.data, la, b.data, lb, &beta, d.data, ld, d.data, ld, nullptr, nullptr, 0,
-                               nullptr) == CUBLAS_STATUS_SUCCESS);
+        REQUIRE(cublasLtMatmul(handle, desc, &alpha, a.data, la, b.data, lb, &beta, d.data, ld, d.data, ld, nullptr,
+                               nullptr, 0, nullptr) == CUBLAS_STATUS_SUCCESS);
         for (auto layout : {la, lb, ld}) cublasLtMatrixLayoutDestroy(layout);
         cublasLtMatmulDescDestroy(desc);
         cublasLtDestroy(handle);

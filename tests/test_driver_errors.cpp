@@ -59,6 +59,7 @@ TEST_CASE("train_gpt2 refuses bad input in one line", "[errors]") {
     check_refused(train({"--init-from", out}), "--model");
     check_refused(train({"--freeze", "embed", "--freeze", "h.9.*"}), "h.9.*");
     check_refused(train({"--dump-grads", temp.path + "/no/folder.safetensors"}), "--dump-grads");
+    check_refused(train({"--dump-grads", temp.path}), "no plain file");
     check_refused(train({"--eval", "ppl=" + temp.path + "/absent.txt"}), "absent.txt");
     check_refused(train({"--out", shard}), "tiny_train_");
     check_refused(run_program("train_gpt2",
@@ -235,6 +236,7 @@ TEST_CASE("log.jsonl has the events and fields of the contract", "[errors]") {
     check_refused(run_program("eval_gpt2", {"--model", out, "--task", "lambada=x"}), "ppl");
     check_refused(run_program("eval_gpt2", {"--model", out, "--task", "ppl=" + temp.path + "/absent"}), "absent");
     check_refused(run_program("eval_gpt2", {"--model", out, "--task", "ppl=" + text, "--stride", "17"}), "--stride 17");
+    check_refused(run_program("eval_gpt2", {"--model", out, "--task", "ppl=" + text, "--json", temp.path}), "--json");
     check_refused(run_program("eval_gpt2", {"--model", out}), "--task");
     check_refused(run_program("sample_gpt2", {"--model", out}), "--prompt");
     check_refused(run_program("sample_gpt2", {"--model", out, "--prompt", "a", "--top-p", "0"}), "--top-p");

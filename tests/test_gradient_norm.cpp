@@ -19,7 +19,7 @@ std::vector<float> clip_of(const std::vector<float>& grads, float max_norm) {
 
 TEST_CASE("gradient norm and clip factor") {
     Random random(1);
-    for (int64_t count : {1, 3, 4, 64, 191, 65536, 65537, 1000003}) {
+    for (int64_t count : {1, 3, 4, 64, 191, 131072, 131073, 1000003}) {
         INFO("count=" << count);
         auto g = random.normals<float>(count, 0.01);
         double square = 0;

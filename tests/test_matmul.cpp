@@ -19,14 +19,18 @@ Matmul* shared_handle() {  // the cache of plans is part of what is tested: it m
 struct Shape {
     int N, C, OC;
 };
-const Shape SHAPES[] = {{1, 8, 24}, {5, 8, 1128}, {199, 24, 24}, {5, 760, 24}, {199, 760, 1128}, {64, 1128, 760}, {1, 760, 8}};
+const Shape SHAPES[] = {{1, 8, 24},       {5, 8, 1128},    {199, 24, 24}, {5, 760, 24},
+                        {199, 760, 1128}, {64, 1128, 760}, {1, 760, 8}};
 
-size_t area(int rows, int cols) { return static_cast<size_t>(rows) * static_cast<size_t>(cols); }
+size_t area(int rows, int cols) {
+    return static_cast<size_t>(rows) * static_cast<size_t>(cols);
+}
 
 std::vector<double> transposed(const std::vector<double>& x, int rows, int cols) {
     std::vector<double> out(x.size());
     for (int r = 0; r < rows; r++) {
-        for (int c = 0; c < cols; c++) out[area(c, rows) + static_cast<size_t>(r)] = x[area(r, cols) + static_cast<size_t>(c)];
+        for (int c = 0; c < cols; c++)
+            out[area(c, rows) + static_cast<size_t>(r)] = x[area(r, cols) + static_cast<size_t>(c)];
     }
     return out;
 }
@@ -54,7 +58,9 @@ double activation_derivative(Activation act, double h) {
 
 // Operands are so scaled that a sum of K products is of size 1. Its K roundings at 2^-24 together stay below
 // 2^-24 sqrt(K) but for a factor; 8 covers the largest of all elements.
-double atol(int K) { return 8 * 0x1p-24 * std::sqrt(K + 8.0); }
+double atol(int K) {
+    return 8 * 0x1p-24 * std::sqrt(K + 8.0);
+}
 template <class T>
 double rtol() {
     return (sizeof(T) == 2 ? 0x1p-8 : 0) + 8 * 0x1p-24;
@@ -69,11 +75,15 @@ struct Data {
 
   private:
     Data(Shape shape, Random random)
-        : s(shape), inp(random.normals<floatX>(area(s.N, s.C))),
+        : s(shape),
+          inp(random.normals<floatX>(area(s.N, s.C))),
           weight(random.normals<floatX>(area(s.OC, s.C), 1 / std::sqrt(static_cast<double>(s.C)))),
           bias(random.normals<floatX>(static_cast<size_t>(s.OC))),
-          dout(random.normals<floatX>(area(s.N, s.OC), std::sqrt(static_cast<double>(s.C) / s.OC))), d_inp(inp), d_weight(weight),
-          d_bias(bias), d_dout(dout) {}
+          dout(random.normals<floatX>(area(s.N, s.OC), std::sqrt(static_cast<double>(s.C) / s.OC))),
+          d_inp(inp),
+          d_weight(weight),
+          d_bias(bias),
+          d_dout(dout) {}
 };
 
 }  // namespace
@@ -85,10 +95,11 @@ TEST_CASE("matmul forward", "[matmul]") {
             Data data(s);
             Device<floatX> out(area(s.N, s.OC));
             out.poison();
-            matmul_forward(shared_handle(), out.data, data.d_inp.data, data.d_weight.data, with_bias ? data.d_bias.data : nullptr, s.N,
-                           s.C, s.OC, nullptr);
+            matmul_forward(shared_handle(), out.data, data.d_inp.data, data.d_weight.data,
+                           with_bias ? data.d_bias.data : nullptr, s.N, s.C, s.OC, nullptr);
             std::vector<double> want = product(to_double(data.inp), to_double(data.weight), s.N, s.OC, s.C);
-            for (size_t i = 0; with_bias && i < want.size(); i++) want[i] += to_float(data.bias[i % static_cast<size_t>(s.OC)]);
+            for (size_t i = 0; with_bias && i < want.size(); i++)
+                want[i] += to_float(data.bias[i % static_cast<size_t>(s.OC)]);
             CHECK(worst_error(to_double(out.read()), want, atol(s.C), rtol<floatX>()) <= 1);
         }
     }
@@ -119,16 +130,20 @@ TEST_CASE("matmul with activation, forward", "[matmul]") {
                 pre.poison();
                 matmul_activation_forward(shared_handle(), out.data, pre.data, data.d_inp.data, data.d_weight.data,
                                           with_bias ? data.d_bias.data : nullptr, act, s.N, s.C, s.OC, nullptr);
-                std::vector<double> want_pre = product(to_double(data.inp), to_double(data.weight), s.N, s.OC, s.C), want;
-                for (size_t i = 0; with_bias && i < want_pre.size(); i++) want_pre[i] += to_float(data.bias[i % static_cast<size_t>(s.OC)]);
+                std::vector<double> want_pre = product(to_double(data.inp), to_double(data.weight), s.N, s.OC, s.C),
+                                    want;
+                for (size_t i = 0; with_bias && i < want_pre.size(); i++)
+                    want_pre[i] += to_float(data.bias[i % static_cast<size_t>(s.OC)]);
                 for (double h : want_pre) want.push_back(activation(act, h));
                 CHECK(worst_error(to_double(pre.read()), want_pre, atol(s.C), rtol<floatX>()) <= 1);
-                // act may see `pre` rounded (in two steps) or not (fused). Its slope is at most 1.13, and pre is below 8.
+                // act may see `pre` rounded (in two steps) or not (fused). Its slope is at most 1.13, and pre is
+                // below 8.
                 const double extra = sizeof(floatX) == 2 ? 1.13 * 0x1p-8 : 0;
                 std::vector<double> got = to_double(out.read());
                 double worst = 0;
                 for (size_t i = 0; i < want.size(); i++) {
-                    const double allowed = 2 * atol(s.C) + rtol<floatX>() * std::fabs(want[i]) + extra * std::fabs(want_pre[i]);
+                    const double allowed =
+                        2 * atol(s.C) + rtol<floatX>() * std::fabs(want[i]) + extra * std::fabs(want_pre[i]);
                     worst = std::isfinite(got[i]) ? std::max(worst, std::fabs(got[i] - want[i]) / allowed) : INFINITY;
                 }
                 CHECK(worst <= 1);
@@ -146,8 +161,10 @@ TEST_CASE("matmul backward to the input", "[matmul]") {
             const std::vector<floatX> before = random.normals<floatX>(area(s.N, s.C));
             Device<floatX> dinp(before);
             if (!accumulate) dinp.poison();
-            matmul_backward_input(shared_handle(), dinp.data, data.d_dout.data, data.d_weight.data, s.N, s.C, s.OC, accumulate, nullptr);
-            std::vector<double> want = product(to_double(data.dout), transposed(to_double(data.weight), s.OC, s.C), s.N, s.C, s.OC);
+            matmul_backward_input(shared_handle(), dinp.data, data.d_dout.data, data.d_weight.data, s.N, s.C, s.OC,
+                                  accumulate, nullptr);
+            std::vector<double> want =
+                product(to_double(data.dout), transposed(to_double(data.weight), s.OC, s.C), s.N, s.C, s.OC);
             for (size_t i = 0; accumulate && i < want.size(); i++) want[i] += to_float(before[i]);
             CHECK(worst_error(to_double(dinp.read()), want, atol(s.OC), rtol<floatX>()) <= 1);
         }
@@ -163,13 +180,15 @@ TEST_CASE("matmul with activation, backward", "[matmul]") {
             const std::vector<floatX> pre = random.normals<floatX>(area(s.N, s.C), 2);
             Device<floatX> d_pre(pre), dpre(area(s.N, s.C));
             dpre.poison();
-            matmul_activation_backward_input(shared_handle(), dpre.data, data.d_dout.data, data.d_weight.data, d_pre.data, act, s.N,
-                                             s.C, s.OC, nullptr);
-            std::vector<double> want = product(to_double(data.dout), transposed(to_double(data.weight), s.OC, s.C), s.N, s.C, s.OC);
+            matmul_activation_backward_input(shared_handle(), dpre.data, data.d_dout.data, data.d_weight.data,
+                                             d_pre.data, act, s.N, s.C, s.OC, nullptr);
+            std::vector<double> want =
+                product(to_double(data.dout), transposed(to_double(data.weight), s.OC, s.C), s.N, s.C, s.OC);
             for (size_t i = 0; i < want.size(); i++) want[i] *= activation_derivative(act, to_float(pre[i]));
-            // In two steps the product is rounded before the factor is applied, hence twice the relative part. The factor has
-            // an absolute error of some 2^-24 times |pre|; the product is below 6.
-            CHECK(worst_error(to_double(dpre.read()), want, 2 * atol(s.OC) + 6 * 16 * 0x1p-24, 2 * rtol<floatX>()) <= 1);
+            // In two steps the product is rounded before the factor is applied, hence twice the relative part. The
+            // factor has an absolute error of some 2^-24 times |pre|; the product is below 6.
+            CHECK(worst_error(to_double(dpre.read()), want, 2 * atol(s.OC) + 6 * 16 * 0x1p-24, 2 * rtol<floatX>()) <=
+                  1);
             CHECK(to_double(d_pre.read()) == to_double(pre));
         }
     }
@@ -183,10 +202,11 @@ TEST_CASE("matmul backward to the weight accumulates in fp32", "[matmul]") {
         const std::vector<float> before = random.normals<float>(area(s.OC, s.C));
         Device<float> dweight(before);
         for (int step = 0; step < 2; step++) {
-            matmul_backward_weight(shared_handle(), dweight.data, data.d_dout.data, data.d_inp.data, s.N, s.C, s.OC, nullptr);
+            matmul_backward_weight(shared_handle(), dweight.data, data.d_dout.data, data.d_inp.data, s.N, s.C, s.OC,
+                                   nullptr);
         }
-        std::vector<double> want = product(transposed(to_double(data.dout), s.N, s.OC), transposed(to_double(data.inp), s.N, s.C), s.OC,
-                                           s.C, s.N);
+        std::vector<double> want = product(transposed(to_double(data.dout), s.N, s.OC),
+                                           transposed(to_double(data.inp), s.N, s.C), s.OC, s.C, s.N);
         for (size_t i = 0; i < want.size(); i++) want[i] = to_float(before[i]) + 2 * want[i];
         // Products are not scaled to 1 here: dout is of size sqrt(C / OC), and N of them are added.
         const double size = std::max(1.0, std::sqrt(static_cast<double>(s.C) / s.OC * s.N));
@@ -205,8 +225,11 @@ TEST_CASE("matmul: addresses that are 16-byte aligned and no more", "[matmul]") 
     };
     const auto inp = moved(data.inp), weight = moved(data.weight), bias = moved(data.bias);
     Device<floatX> out(area(s.N, s.OC) + shift), plain(area(s.N, s.OC));
-    matmul_forward(shared_handle(), out.data + shift, inp->data + shift, weight->data + shift, bias->data + shift, s.N, s.C, s.OC, nullptr);
-    matmul_forward(shared_handle(), plain.data, data.d_inp.data, data.d_weight.data, data.d_bias.data, s.N, s.C, s.OC, nullptr);
+    // Well aligned first: the plan made for that must not serve the others.
+    matmul_forward(shared_handle(), plain.data, data.d_inp.data, data.d_weight.data, data.d_bias.data, s.N, s.C, s.OC,
+                   nullptr);
+    matmul_forward(shared_handle(), out.data + shift, inp->data + shift, weight->data + shift, bias->data + shift, s.N,
+                   s.C, s.OC, nullptr);
     std::vector<floatX> got = out.read();
     got.erase(got.begin(), got.begin() + static_cast<long>(shift));
     CHECK(worst_error(to_double(got), to_double(plain.read()), atol(s.C), 2 * rtol<floatX>()) <= 1);
@@ -216,7 +239,8 @@ TEST_CASE("matmul: fp32 is not TF32", "[matmul]") {
     if (sizeof(floatX) == 2) SKIP_TEST("matmul: TF32 concerns fp32 builds");
     // Eight times 1 + 2^-13: TF32 has 10 bits behind the point and would drop the 2^-13.
     const int C = 8;
-    Device<floatX> inp(std::vector<floatX>(C, from_float<floatX>(1 + 0x1p-13f))), ones(std::vector<floatX>(C * 8, from_float<floatX>(1.0f)));
+    Device<floatX> inp(std::vector<floatX>(C, from_float<floatX>(1 + 0x1p-13f))),
+        ones(std::vector<floatX>(C * 8, from_float<floatX>(1.0f)));
     Device<floatX> out(8);
     matmul_forward(shared_handle(), out.data, inp.data, ones.data, nullptr, 1, C, 8, nullptr);
     for (floatX x : out.read()) CHECK(to_float(x) == 8 + 0x1p-10f);

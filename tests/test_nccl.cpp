@@ -16,11 +16,28 @@ namespace {
 
 namespace fs = std::filesystem;
 
-const char* const LAUNCHER_VARIABLES[] = {
-    "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID",
-    "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_ID", "SLURM_JOB_ID", "RANK", "WORLD_SIZE",
-    "LOCAL_RANK", "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID",
-    "RESIDUAL_RENDEZVOUS", "RESIDUAL_RENDEZVOUS_SECONDS"};
+const char* const LAUNCHER_VARIABLES[] = {"OMPI_COMM_WORLD_RANK",
+                                          "OMPI_COMM_WORLD_SIZE",
+                                          "OMPI_COMM_WORLD_LOCAL_RANK",
+                                          "PMI_RANK",
+                                          "PMI_SIZE",
+                                          "MPI_LOCALRANKID",
+                                          "SLURM_PROCID",
+                                          "SLURM_STEP_NUM_TASKS",
+                                          "SLURM_NTASKS",
+                                          "SLURM_LOCALID",
+                                          "SLURM_STEP_ID",
+                                          "SLURM_JOB_ID",
+                                          "RANK",
+                                          "WORLD_SIZE",
+                                          "LOCAL_RANK",
+                                          "PMIX_NAMESPACE",
+                                          "OMPI_MCA_ess_base_jobid",
+                                          "MASTER_ADDR",
+                                          "MASTER_PORT",
+                                          "TORCHELASTIC_RUN_ID",
+                                          "RESIDUAL_RENDEZVOUS",
+                                          "RESIDUAL_RENDEZVOUS_SECONDS"};
 
 // The environment of a process started by itself plus `settings`, until the end of the scope.
 struct Environment {
@@ -81,24 +98,37 @@ TEST_CASE("launchers", "[comm]") {
         CHECK((launch.rank == 0 && launch.size == 1 && launch.local_rank == 0 && launch.launcher.empty()));
     }
     {
-        Environment mpirun({{"OMPI_COMM_WORLD_RANK", "5"}, {"OMPI_COMM_WORLD_SIZE", "8"}, {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
-                            {"SLURM_PROCID", "0"}, {"SLURM_STEP_NUM_TASKS", "2"}, {"SLURM_STEP_ID", "0"}});
+        Environment mpirun({{"OMPI_COMM_WORLD_RANK", "5"},
+                            {"OMPI_COMM_WORLD_SIZE", "8"},
+                            {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
+                            {"SLURM_PROCID", "0"},
+                            {"SLURM_STEP_NUM_TASKS", "2"},
+                            {"SLURM_STEP_ID", "0"}});
         const Launch launch = launch_from_environment();
         CHECK((launch.rank == 5 && launch.size == 8 && launch.local_rank == 1 && launch.launcher == "mpirun"));
     }
     {
-        Environment torchrun({{"RANK", "3"}, {"WORLD_SIZE", "4"}, {"LOCAL_RANK", "3"}, {"MASTER_ADDR", "host"}, {"MASTER_PORT", "29500"}});
+        Environment torchrun({{"RANK", "3"},
+                              {"WORLD_SIZE", "4"},
+                              {"LOCAL_RANK", "3"},
+                              {"MASTER_ADDR", "host"},
+                              {"MASTER_PORT", "29500"}});
         const Launch launch = launch_from_environment();
         CHECK((launch.rank == 3 && launch.size == 4 && launch.local_rank == 3 && launch.launcher == "torchrun"));
         CHECK(launch.job.find("29500") != std::string::npos);
     }
     {
-        Environment srun({{"SLURM_PROCID", "1"}, {"SLURM_STEP_NUM_TASKS", "2"}, {"SLURM_LOCALID", "0"}, {"SLURM_STEP_ID", "0"}, {"SLURM_JOB_ID", "77"}});
+        Environment srun({{"SLURM_PROCID", "1"},
+                          {"SLURM_STEP_NUM_TASKS", "2"},
+                          {"SLURM_LOCALID", "0"},
+                          {"SLURM_STEP_ID", "0"},
+                          {"SLURM_JOB_ID", "77"}});
         const Launch launch = launch_from_environment();
         CHECK((launch.rank == 1 && launch.size == 2 && launch.local_rank == 0 && launch.launcher == "srun"));
     }
     {
-        Environment batch_script({{"SLURM_PROCID", "0"}, {"SLURM_STEP_NUM_TASKS", "4"}, {"SLURM_NTASKS", "4"}, {"SLURM_JOB_ID", "77"}});
+        Environment batch_script(
+            {{"SLURM_PROCID", "0"}, {"SLURM_STEP_NUM_TASKS", "4"}, {"SLURM_NTASKS", "4"}, {"SLURM_JOB_ID", "77"}});
         CHECK(launch_from_environment().size == 1);
     }
     {
@@ -125,7 +155,8 @@ TEST_CASE("ranks meet", "[comm]") {
 TEST_CASE("ranks meet over the remains of a crashed job", "[comm]") {
     Folder folder;
     Environment environment({{"RESIDUAL_RENDEZVOUS", folder.path.string()}, {"RESIDUAL_RENDEZVOUS_SECONDS", "20"}});
-    // A job of three that stops when rank 0 has gone: find its folder's name, then put files there as it would have left them.
+    // A job of three that stops when rank 0 has gone: find its folder's name, then put files there as it would have
+    // left them.
     std::thread waiting([] { meet(2, "job", -1, 0); });
     fs::path inside;
     for (int i = 0; i < 2000 && inside.empty(); i++) {
@@ -138,7 +169,8 @@ TEST_CASE("ranks meet over the remains of a crashed job", "[comm]") {
     fs::create_directory(inside);
     std::ofstream(inside / "rank_1") << "oldnonce";
     std::ofstream(inside / "rank_2") << "oldnonc2";
-    std::ofstream(inside / "data") << "outdated" << std::string(8, '\0') << "oldnonce" << "oldnonc2";
+    std::ofstream(inside / "data") << "outdated" << std::string(8, '\0') << "oldnonce"
+                                   << "oldnonc2";
     for (int late : {-1, 0, 1}) {
         for (const std::string& got : meet(3, "job", late)) CHECK(got == "message!");
         fs::create_directories(inside);

@@ -96,6 +96,12 @@ __global__ void wait_for_last(int* out) {
     out[threadIdx.x] = flag;
 }
 
+__global__ void wait_for_nobody(int* out) {
+    if (threadIdx.x == 3) return;
+    simt::wait_until("the bus", [] { return false; });
+    out[threadIdx.x] = 1;
+}
+
 }  // namespace
 
 TEST_CASE("SIMT_SEED permutes warps and lanes, reproducibly", "[simt][engine]") {
@@ -158,6 +164,21 @@ TEST_CASE("a lane can wait for another's doing", "[simt][engine]") {
     Device<int> out(100);
     launch(wait_for_last, 1, 100, 0, nullptr, out.data);
     for (int v : out.read()) REQUIRE(v == 7);
+}
+
+TEST_CASE("a wait that nobody ends is reported", "[simt][engine]") {
+    static std::string reported;
+    simt::set_report_handler([](const char* text) { reported = text; });
+    Device<int> out(64);
+    cudaLaunchConfig_t config = {};
+    config.gridDim = 1;
+    config.blockDim = 64;
+    CHECK(cudaLaunchKernelEx(&config, wait_for_nobody, out.data) == cudaErrorLaunchFailure);
+    simt::set_report_handler(nullptr);
+    cudaGetLastError();
+    INFO(reported);
+    CHECK(reported.find("deadlock: every thread that is left waits for the bus") != std::string::npos);
+    CHECK(reported.find("wait_for_nobody") != std::string::npos);
 }
 
 #endif

@@ -1,5 +1,5 @@
-// What the CPU machine's cublasLt and NCCL refuse. They are stricter than a GPU's libraries in places, so these tests are
-// for the CPU machine only.
+// What the CPU machine's cublasLt and NCCL refuse. They are stricter than a GPU's libraries in places, so these tests
+// are for the CPU machine only.
 #include <cublasLt.h>
 #include <nccl.h>
 
@@ -12,14 +12,15 @@ namespace {
 // A product that is accepted: bf16, 16 x 24, k = 32, every pointer 256-byte aligned. Tests spoil one thing.
 struct Good {
     int m = 16, n = 24, k = 32;
-    cudaDataType_t a_type = CUDA_R_16BF, b_type = CUDA_R_16BF, c_type = CUDA_R_16BF, d_type = CUDA_R_16BF, scale_type = CUDA_R_32F;
+    cudaDataType_t a_type = CUDA_R_16BF, b_type = CUDA_R_16BF, c_type = CUDA_R_16BF, d_type = CUDA_R_16BF,
+                   scale_type = CUDA_R_32F;
     cublasComputeType_t compute = CUBLAS_COMPUTE_32F;
     int lda = 16, ldb = 32, ldc = 16, ldd = 16, order = CUBLASLT_ORDER_COL, batch_a = 1, batch_d = 1;
     int pointer_mode = CUBLASLT_POINTER_MODE_HOST;
     uint32_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
     int bias_type = -1, aux_type = -1;
     int64_t aux_ld = 16;
-    uint32_t promised = 256;                     // alignment of A, B, C, D
+    uint32_t promised = 256;                                      // alignment of A, B, C, D
     int a_bytes = 0, d_bytes = 0, bias_bytes = 0, aux_bytes = 0;  // shifts of the addresses
     bool null_bias = false, null_aux = false, d_is_b = false;
     float beta = 0;
@@ -41,7 +42,8 @@ struct Good {
         cublasLtMatrixLayoutCreate(&lc, c_type, 16, static_cast<uint64_t>(n), ldc);
         cublasLtMatrixLayoutCreate(&ld, d_type, 16, static_cast<uint64_t>(n), ldd);
         cublasLtMatrixLayoutSetAttribute(la, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch_a, sizeof batch_a);
-        for (auto layout : {lc, ld}) cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch_d, sizeof batch_d);
+        for (auto layout : {lc, ld})
+            cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch_d, sizeof batch_d);
         cublasLtMatrixLayoutSetAttribute(la, CUBLASLT_MATRIX_LAYOUT_ORDER, &order, sizeof order);
         auto set = [&](cublasLtMatmulDescAttributes_t attribute, auto value) {
             REQUIRE(cublasLtMatmulDescSetAttribute(desc, attribute, &value, sizeof value) == CUBLAS_STATUS_SUCCESS);
@@ -54,8 +56,9 @@ struct Good {
         set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, aux_ld);
         set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE, aux_type);
         cublasLtMatmulPreferenceCreate(&preference);
-        for (auto attribute : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-                               CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+        for (auto attribute :
+             {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+              CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
             cublasLtMatmulPreferenceSetAttribute(preference, attribute, &promised, sizeof promised);
         }
         cublasLtMatmulHeuristicResult_t result = {};
@@ -118,16 +121,21 @@ TEST_CASE("cublasLt stand-in: what is refused", "[simt][cublaslt]") {
     refused(NOT, "row-major", [](Good& g) { g.order = CUBLASLT_ORDER_ROW; });
     refused(NOT, "RELU", [](Good& g) { g.epilogue = CUBLASLT_EPILOGUE_RELU; });
     refused(NOT, "bf16 leading dimension of 20", [](Good& g) { g.lda = 20; });
-    refused(NOT, "less than 16-byte alignment", [](Good& g) { g.promised = 8; g.a_bytes = 8; });
+    refused(NOT, "less than 16-byte alignment", [](Good& g) {
+        g.promised = 8;
+        g.a_bytes = 8;
+    });
     refused(INVALID, "leading dimension less than rows", [](Good& g) { g.ldb = 24; });
     refused(INVALID, "shapes", [](Good& g) { g.k = 24; });
     refused(INVALID, "batch counts", [](Good& g) { g.batch_a = 2; });
-    refused(NOT, "fp32 bias for a bf16 D", [](Good& g) { g.epilogue = CUBLASLT_EPILOGUE_BIAS, g.bias_type = CUDA_R_32F; });
+    refused(NOT, "fp32 bias for a bf16 D",
+            [](Good& g) { g.epilogue = CUBLASLT_EPILOGUE_BIAS, g.bias_type = CUDA_R_32F; });
     refused(NOT, "bf16 bias for an fp32 D", [](Good& g) {
         g.c_type = g.d_type = CUDA_R_32F, g.epilogue = CUBLASLT_EPILOGUE_BIAS, g.bias_type = CUDA_R_16BF;
     });
     refused(NOT, "misaligned bias", [](Good& g) { g.epilogue = CUBLASLT_EPILOGUE_BIAS, g.bias_bytes = 8; });
-    for (uint32_t aux : {CUBLASLT_EPILOGUE_GELU_AUX, CUBLASLT_EPILOGUE_GELU_AUX_BIAS, CUBLASLT_EPILOGUE_DGELU, CUBLASLT_EPILOGUE_DGELU_BGRAD}) {
+    for (uint32_t aux : {CUBLASLT_EPILOGUE_GELU_AUX, CUBLASLT_EPILOGUE_GELU_AUX_BIAS, CUBLASLT_EPILOGUE_DGELU,
+                         CUBLASLT_EPILOGUE_DGELU_BGRAD}) {
         CAPTURE(aux);
         accepted("wider auxiliary matrix", [=](Good& g) { g.epilogue = aux, g.aux_ld = 24; });
         refused(NOT, "auxiliary leading dimension of 20", [=](Good& g) { g.epilogue = aux, g.aux_ld = 20; });
@@ -136,7 +144,8 @@ TEST_CASE("cublasLt stand-in: what is refused", "[simt][cublaslt]") {
         refused(NOT, "misaligned auxiliary matrix", [=](Good& g) { g.epilogue = aux, g.aux_bytes = 8; });
         refused_late(INVALID, "no auxiliary matrix", [=](Good& g) { g.epilogue = aux, g.null_aux = true; });
     }
-    for (uint32_t bias : {CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_GELU_BIAS, CUBLASLT_EPILOGUE_DGELU_BGRAD, CUBLASLT_EPILOGUE_BGRADA, CUBLASLT_EPILOGUE_BGRADB}) {
+    for (uint32_t bias : {CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_GELU_BIAS, CUBLASLT_EPILOGUE_DGELU_BGRAD,
+                          CUBLASLT_EPILOGUE_BGRADA, CUBLASLT_EPILOGUE_BGRADB}) {
         refused_late(INVALID, "no bias", [=](Good& g) { g.epilogue = bias, g.null_bias = true; });
     }
     refused_late(NOT, "A less aligned than promised", [](Good& g) { g.a_bytes = 128; });
@@ -157,21 +166,25 @@ TEST_CASE("cublasLt stand-in: an algorithm is for the problem it was made for", 
     cublasLtMatmulPreferenceCreate(&preference);
     cublasLtMatmulHeuristicResult_t result = {};
     int found = 0;
-    CHECK(cublasLtMatmulAlgoGetHeuristic(handle, desc, square, square, square, square, preference, 1, &result, &found) == CUBLAS_STATUS_SUCCESS);
+    CHECK(cublasLtMatmulAlgoGetHeuristic(handle, desc, square, square, square, square, preference, 1, &result,
+                                         &found) == CUBLAS_STATUS_SUCCESS);
     Device<float> a(256), b(256), d(256);
     a.zero(), b.zero();
     const float alpha = 1, beta = 0;
     auto run = [&](cublasLtMatrixLayout_t l) {
-        return cublasLtMatmul(handle, desc, &alpha, a.data, l, b.data, l, &beta, d.data, l, d.data, l, &result.algo, nullptr, 0, nullptr);
+        return cublasLtMatmul(handle, desc, &alpha, a.data, l, b.data, l, &beta, d.data, l, d.data, l, &result.algo,
+                              nullptr, 0, nullptr);
     };
     CHECK(run(square) == CUBLAS_STATUS_SUCCESS);
     CHECK(run(smaller) == CUBLAS_STATUS_NOT_SUPPORTED);
     // Attributes are of one size.
     int64_t wide = 0;
-    CHECK(cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_TRANSA, &wide, sizeof wide) == CUBLAS_STATUS_INVALID_VALUE);
+    CHECK(cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_TRANSA, &wide, sizeof wide) ==
+          CUBLAS_STATUS_INVALID_VALUE);
     int32_t op = -1;
     size_t written = 0;
-    CHECK(cublasLtMatmulDescGetAttribute(desc, CUBLASLT_MATMUL_DESC_TRANSA, &op, sizeof op, &written) == CUBLAS_STATUS_SUCCESS);
+    CHECK(cublasLtMatmulDescGetAttribute(desc, CUBLASLT_MATMUL_DESC_TRANSA, &op, sizeof op, &written) ==
+          CUBLAS_STATUS_SUCCESS);
     CHECK((op == CUBLAS_OP_N && written == sizeof op));
     cublasLtMatmulPreferenceDestroy(preference);
     cublasLtMatrixLayoutDestroy(square);

@@ -1,5 +1,5 @@
-// The products of a transformer layer and of the head, and the activation. A product's share of the ceiling is that of a
-// large square product in the same run; fused epilogues stand beside the same work in two steps.
+// The products of a transformer layer and of the head, and the activation. A product's share of the ceiling is that of
+// a large square product in the same run; fused epilogues stand beside the same work in two steps.
 #include <cstdint>
 
 #include "dev/bench/bench.h"
@@ -30,10 +30,12 @@ void products(Matmul* mm, int N, int C, int OC) {
     const int64_t n = N;
     const std::string shape = format("N=%d C=%d OC=%d", N, C, OC);
     const double flops = 2.0 * N * C * OC;
-    Array<floatX> inp(n * C), weight(static_cast<int64_t>(OC) * C, 0.05f), bias(OC), out(n * OC), pre(n * OC), dout(n * OC);
+    Array<floatX> inp(n * C), weight(static_cast<int64_t>(OC) * C, 0.05f), bias(OC), out(n * OC), pre(n * OC),
+        dout(n * OC);
     Array<floatX> dinp(n * C), pre_in(n * C);
     Array<float> dweight(static_cast<int64_t>(OC) * C);
-    auto report = [&](const char* name, const std::function<void()>& work, const std::function<void()>& two_steps = nullptr) {
+    auto report = [&](const char* name, const std::function<void()>& work,
+                      const std::function<void()>& two_steps = nullptr) {
         BenchRow row{.name = name, .shape = shape, .us = time_us(work), .flops = flops};
         if (two_steps) row.reference_us = time_us(two_steps), row.reference = "two steps";
         bench_report(row);
@@ -42,13 +44,21 @@ void products(Matmul* mm, int N, int C, int OC) {
     auto forward = [&] { matmul_forward(mm, pre.data, inp.data, weight.data, bias.data, N, C, OC, nullptr); };
     auto backward = [&] { matmul_backward_input(mm, dinp.data, dout.data, weight.data, N, C, OC, false, nullptr); };
     report("matmul_forward", forward);
-    report("matmul_activation_forward",
-           [&] { matmul_activation_forward(mm, out.data, pre.data, inp.data, weight.data, bias.data, gelu, N, C, OC, nullptr); },
-           [&] { forward(), activation_forward(out.data, pre.data, gelu, n * OC, nullptr); });
+    report(
+        "matmul_activation_forward",
+        [&] {
+            matmul_activation_forward(mm, out.data, pre.data, inp.data, weight.data, bias.data, gelu, N, C, OC,
+                                      nullptr);
+        },
+        [&] { forward(), activation_forward(out.data, pre.data, gelu, n * OC, nullptr); });
     report("matmul_backward_input", backward);
-    report("matmul_activation_backward_input",
-           [&] { matmul_activation_backward_input(mm, dinp.data, dout.data, weight.data, pre_in.data, gelu, N, C, OC, nullptr); },
-           [&] { backward(), activation_backward(dinp.data, dinp.data, pre_in.data, gelu, n * C, nullptr); });
+    report(
+        "matmul_activation_backward_input",
+        [&] {
+            matmul_activation_backward_input(mm, dinp.data, dout.data, weight.data, pre_in.data, gelu, N, C, OC,
+                                             nullptr);
+        },
+        [&] { backward(), activation_backward(dinp.data, dinp.data, pre_in.data, gelu, n * C, nullptr); });
     report("matmul_backward_weight",
            [&] { matmul_backward_weight(mm, dweight.data, dout.data, inp.data, N, C, OC, nullptr); });
 }
@@ -58,10 +68,12 @@ void activations(int64_t N, int C) {
     Array<floatX> a(n, 3), b(n), c(n);
     const double bytes = static_cast<double>(n) * sizeof(floatX);
     for (Activation act : {Activation::gelu_new, Activation::gelu}) {
-        const std::string shape = format("N=%d C=%d %s", static_cast<int>(N), C, act == Activation::gelu_new ? "gelu_new" : "gelu");
-        bench_report({"activation_forward", shape, time_us([&] { activation_forward(c.data, a.data, act, n, nullptr); }), 2 * bytes});
-        bench_report({"activation_backward", shape, time_us([&] { activation_backward(c.data, b.data, a.data, act, n, nullptr); }),
-                      3 * bytes});
+        const std::string shape =
+            format("N=%d C=%d %s", static_cast<int>(N), C, act == Activation::gelu_new ? "gelu_new" : "gelu");
+        bench_report({"activation_forward", shape,
+                      time_us([&] { activation_forward(c.data, a.data, act, n, nullptr); }), 2 * bytes});
+        bench_report({"activation_backward", shape,
+                      time_us([&] { activation_backward(c.data, b.data, a.data, act, n, nullptr); }), 3 * bytes});
     }
 }
 

@@ -1,0 +1,49 @@
+// The insides of cublasLt.h's opaque structs: shared by gemm_api.cpp and gemm_descriptors.cpp.
+#pragma once
+
+#include "cublasLt.h"
+
+namespace simt::gemm {
+
+struct Layout {
+    uint64_t rows, cols;
+    int64_t ld, stride;
+    uint32_t type;
+    int32_t order, batch;
+};
+struct Desc {
+    int32_t compute, scale, pointer_mode, op_a, op_b;
+    uint32_t epilogue;
+    int32_t aux_type, bias_type;
+    void *bias, *aux;
+    int64_t bias_stride, aux_ld, aux_stride;
+};
+struct Preference {
+    uint64_t workspace;
+    uint32_t reduction, align_a, align_b, align_c, align_d;
+};
+// What the algorithm was made for.
+struct Algo {
+    uint64_t problem;
+    uint32_t align_a, align_b, align_c, align_d;
+};
+
+// The library's opaque structs hold ours.
+template <class T, class Opaque>
+T& inside(Opaque* opaque) {
+    static_assert(sizeof(T) <= sizeof(opaque->data) && alignof(T) <= alignof(Opaque));
+    return *reinterpret_cast<T*>(opaque->data);
+}
+inline Layout& layout_of(cublasLtMatrixLayout_t layout) {
+    return inside<Layout>(layout);
+}
+inline Desc& desc_of(cublasLtMatmulDesc_t desc) {
+    return inside<Desc>(desc);
+}
+
+// Gives `status` back. Why a call was refused goes to stderr if the library's own variable CUBLASLT_LOG_LEVEL is set.
+cublasStatus_t refuse(cublasStatus_t status, const char* why);
+#define REFUSE_IF(condition, status, why) \
+    if (condition) return simt::gemm::refuse(CUBLAS_STATUS_##status, why)
+
+}  // namespace simt::gemm

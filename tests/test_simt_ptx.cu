@@ -1,0 +1,101 @@
+// Misused PTX wrappers: the CPU machine must stop and name instruction, kernel, block and thread.
+#include <string>
+
+#include "test.h"
+
+#if __has_include(<simt.h>)  // the CPU machine's include path
+#include <ptx.cuh>
+#include <simt.h>
+
+namespace {
+
+struct Shared {
+    alignas(16) unsigned char bytes[1024];
+};
+
+__global__ void misaligned_ldmatrix_kernel(uint32_t* out) {
+    Shared& shared = shared_as<Shared>();
+    const int t = static_cast<int>(threadIdx.x);
+    for (int i = 0; i < 32; i++) shared.bytes[32 * t + i] = 0;
+    __syncwarp();
+    uint32_t r[1];
+    ldmatrix_x1(r, shared_address(shared.bytes + 16 * (t % 8) + (t == 5 ? 8 : 0)));
+    out[t] = r[0];
+}
+__global__ void ldmatrix_beyond_kernel(uint32_t* out) {
+    uint32_t r[4];
+    const uint32_t row[1] = {threadIdx.x == 31 ? 1024u : 0u};
+    ldmatrix_x4(r, row);
+    out[threadIdx.x] = r[0];
+}
+__global__ void partial_warp_kernel(float* out) {
+    if (threadIdx.x == 7) return;
+    __syncwarp(~(1u << 7));
+    float d[1][1][4] = {};
+    const uint32_t a[4] = {}, b[2] = {};
+    mma_m16n8k16<1, 1>(d, a, b);
+    out[threadIdx.x] = d[0][0][0];
+}
+__global__ void misaligned_copy_kernel(const float* from) {
+    Shared& shared = shared_as<Shared>();
+    cp_async_16(shared_address(shared.bytes + 16 * threadIdx.x), from + threadIdx.x);
+}
+__global__ void misaligned_word_kernel(const float* from) {
+    Shared& shared = shared_as<Shared>();
+    cp_async_4(shared_address(shared.bytes + 4 * threadIdx.x + (threadIdx.x == 3 ? 2 : 0)), from + threadIdx.x);
+}
+__global__ void copy_beyond_kernel(const float* from) {
+    Shared& shared = shared_as<Shared>();
+    cp_async_16(shared_address(shared.bytes) + 1024, from);
+}
+__global__ void foreign_address_kernel(float* out) {
+    out[0] = static_cast<float>(shared_address(out));
+}
+
+std::string reported;
+void record(const char* text) { reported = text; }
+
+template <class... P, class... A>
+std::string report_of(void (*kernel)(P...), dim3 grid, A... args) {
+    reported.clear();
+    simt::set_report_handler(record);
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = 32;
+    config.dynamicSmemBytes = sizeof(Shared);
+    const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
+    simt::set_report_handler(nullptr);
+    cudaGetLastError();
+    CHECK(error == cudaErrorLaunchFailure);
+    return reported;
+}
+
+void require(const std::string& report, const std::vector<std::string>& parts) {
+    INFO(report);
+    for (const std::string& part : parts) {
+        INFO(part);
+        CHECK(report.find(part) != std::string::npos);
+    }
+}
+
+}  // namespace
+
+TEST_CASE("misused PTX instructions are reported", "[ptx]") {
+    Device<float> floats(256);
+    floats.zero();
+    Device<uint32_t> words(32);
+    require(report_of(misaligned_ldmatrix_kernel, 1, words.data),
+            {"ldmatrix_x1: the shared address is 8 bytes off a multiple of 16", "misaligned_ldmatrix_kernel",
+             "block (0,0,0)", "thread (5,0,0)"});
+    require(report_of(ldmatrix_beyond_kernel, 1, words.data),
+            {"ldmatrix_x4: 16 bytes at 1024 of 1024", "ldmatrix_beyond_kernel", "thread (31,0,0)"});
+    require(report_of(partial_warp_kernel, 1, floats.data), {"mma_m16n8k16 needs all 32 lanes", "partial_warp_kernel"});
+    require(report_of(misaligned_copy_kernel, 1, floats.data),
+            {"cp_async_16: the global address", "is not a multiple of 16", "misaligned_copy_kernel"});
+    require(report_of(misaligned_word_kernel, 1, floats.data),
+            {"cp_async_4: the shared address is 2 bytes off a multiple of 4", "thread (3,0,0)"});
+    require(report_of(copy_beyond_kernel, 1, floats.data), {"cp_async_16: 16 bytes at 1024 of 1024"});
+    require(report_of(foreign_address_kernel, 1, floats.data), {"does not lie in shared memory", "foreign_address_kernel"});
+}
+
+#endif
