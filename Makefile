@@ -62,7 +62,7 @@ ifeq ($(BACKEND),cpu)
   MPI_COMPILE = $(shell mpicxx -showme:compile 2>/dev/null)
   MPI_LINK = $(shell mpicxx -showme:link 2>/dev/null)
   WARN := -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-restrict
-  CXXFLAGS := -std=c++20 -g1 -march=native -fopenmp -fno-strict-aliasing -ffp-contract=fast $(WARN)
+  CXXFLAGS := -std=c++20 -g1 -march=native -fopenmp -fno-strict-aliasing -ffp-contract=fast -fno-math-errno -fno-trapping-math $(WARN)
   SIMT_FLAGS :=
   ifeq ($(VARIANT),check)
     # Kernels are compiled with -fsanitize=thread for its memory-access hooks; simt/ supplies them, libtsan is not linked.

@@ -219,7 +219,7 @@ void attention_backward_tiles(float* dqkv, const float* dout, const float* qkv, 
                               AttentionShape s, cudaStream_t stream) {
     if (s.HS <= 32) backward<BackwardTile<32, 64, 64, 64>>(dqkv, dout, qkv, lse, delta, s, stream);
     else if (s.HS <= 64) backward<BackwardTile<64, 64, 32, 64>>(dqkv, dout, qkv, lse, delta, s, stream);
-    else if (s.HS <= 128) backward<BackwardTile<128, 32, 32, 64>>(dqkv, dout, qkv, lse, delta, s, stream);
+    else if (s.HS <= 128) backward<BackwardTile<128, 32, 32, 128>>(dqkv, dout, qkv, lse, delta, s, stream);
     else backward<BackwardTile<256, 16, 16, 128>>(dqkv, dout, qkv, lse, delta, s, stream);
 }
 

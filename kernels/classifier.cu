@@ -15,11 +15,11 @@ namespace {
 constexpr int MAX_THREADS = 256;
 constexpr float LOWEST = -3.402823466e38f;  // finite, so that exp(-inf - LOWEST) is 0 and not NaN
 
-// What a thread reads in one piece. bf16: one pack, and several pieces in flight. fp32, where the CPU machine is what
-// matters: four packs, which are one vector register there.
-constexpr int PIECE = sizeof(floatX) == 2 ? 8 : 16;
-constexpr int PIECES = sizeof(floatX) == 2 ? 4 : 1;
-constexpr int STEP = PIECES * PIECE;
+// What a thread reads in one piece. bf16: one pack, two in flight. fp32, where the CPU machine is what matters: four packs,
+// which are one vector register there.
+constexpr int STEP = 16;
+constexpr int PIECE = sizeof(floatX) == 2 ? PackX::size : Wide::size;
+constexpr int PIECES = STEP / PIECE;
 constexpr int LINE = WARP * PIECE;
 
 template <class T, int N>

@@ -158,6 +158,12 @@ double model_update(Model& model, const UpdateSettings& settings, int64_t step) 
     float norm = 0;
     CUDA_CHECK(cudaMemcpyAsync(&norm, model.clip, sizeof norm, cudaMemcpyDeviceToHost, model.stream));
     CUDA_CHECK(cudaStreamSynchronize(model.stream));
+    // Frozen tensors follow the others' rounding, so that a resumed run starts from the same working copy.
+    if constexpr (sizeof(floatX) == 2)
+        for (const AdamWTensor& a : model.adamw_host)
+            if (a.frozen && std::isfinite(norm))
+                round_params(model.params + a.offset, model.master + a.offset, a.offset, a.count, settings.seed,
+                             static_cast<uint64_t>(step), model.stream);
     return norm;
 }
 
