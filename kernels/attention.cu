@@ -1,5 +1,6 @@
 // Attention: checks shapes, computes delta, and calls the implementation of this build's precision:
-// attention_fp32.cu (exact fp32) or attention_mma_*.cu (bf16 on tensor cores). The mathematics is in attention_impl.cuh.
+// attention_fp32.cu (exact fp32) or attention_mma_*.cu (bf16 on tensor cores). The mathematics is in
+// attention_impl.cuh.
 #include "kernels/attention.cuh"
 
 #include "kernels/attention_impl.cuh"
@@ -64,7 +65,7 @@ void attention_backward(floatX* dqkv, void* scratch, const floatX* dout, const f
     const AttentionShape s = checked_shape(B, T, NH, NKV, HS);
     float* delta = static_cast<float*>(scratch);
     const int64_t rows = s.row(B, 0);
-    launch(attention_delta_kernel, dim3(static_cast<unsigned>(ceil_div(rows, int64_t{DELTA_ROWS}))), dim3(DELTA_THREADS),
-           sizeof(DeltaShared), stream, delta, dout, out, s);
+    launch(attention_delta_kernel, dim3(static_cast<unsigned>(ceil_div(rows, int64_t{DELTA_ROWS}))),
+           dim3(DELTA_THREADS), sizeof(DeltaShared), stream, delta, dout, out, s);
     attention_backward_tiles(dqkv, dout, qkv, lse, delta, s, stream);
 }

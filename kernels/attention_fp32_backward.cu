@@ -2,8 +2,8 @@
 //
 // Two ways to the same sums, both deterministic:
 //   fused  a block owns one key head of one batch row. For each key tile it walks over the query heads of the group and
-//          the query tiles below the diagonal; dK and dV collect in registers, dQ in global memory, which no other block
-//          touches. Five products per pair of tiles. Needs B*NKV blocks to fill the machine.
+//          the query tiles below the diagonal; dK and dV collect in registers, dQ in global memory, which no other
+//          block touches. Five products per pair of tiles. Needs B*NKV blocks to fill the machine.
 //   split  a block per key tile for dK and dV (four products), then a block per query tile for dQ (three): S and dP are
 //          computed twice, but there are as many blocks as tiles. For a GPU with few heads.
 // dK and dV of a key head that several query heads share are summed in the order of the heads, then of the queries.
@@ -99,7 +99,7 @@ __device__ __forceinline__ void add_to_query_gradient(float* dq, const typename 
     }
 }
 
-// dK and dV; with FUSED, dQ too. Grid: (1 if FUSED, else key tiles; B*NKV).
+// dK and dV; with FUSED, dQ too. Grid: (1 if FUSED, else key tiles) * B*NKV.
 // dqkv (B,T,(NH+2*NKV)*HS), dout (B,T,NH*HS), qkv as dqkv, lse and delta (B,NH,T)
 template <class Tile, bool FUSED>
 __global__ void __launch_bounds__(Tile::THREADS)
@@ -108,11 +108,12 @@ __global__ void __launch_bounds__(Tile::THREADS)
     constexpr int THREADS = Tile::THREADS, D = Tile::D, BQ = Tile::BQ, BK = Tile::BK, QS = Tile::QS, PS = Tile::PS;
     auto& shared = shared_as<typename Tile::Shared>();
     const int t = static_cast<int>(threadIdx.x);
-    const int kv = static_cast<int>(blockIdx.y) % s.NKV, b = static_cast<int>(blockIdx.y) / s.NKV;
+    const int tiles = FUSED ? 1 : ceil_div(s.T, BK);
+    const auto [tile, kv, b] = attention_block(tiles, s.NKV);
     const int64_t stride = s.stride();
-    const int step = FUSED ? BK : static_cast<int>(gridDim.x) * BK;
+    const int step = tiles * BK;
 
-    for (int k0 = static_cast<int>(blockIdx.x) * BK; k0 < s.T; k0 += step) {
+    for (int k0 = tile * BK; k0 < s.T; k0 += step) {
         const int keys = s.T - k0 < BK ? s.T - k0 : BK;
         load_transposed<THREADS, BK, D>(shared.kt, qkv + s.key(b, kv) + k0 * stride, stride, keys, s.HS);
         load_transposed<THREADS, BK, D>(shared.vt, qkv + s.value(b, kv) + k0 * stride, stride, keys, s.HS);
@@ -125,7 +126,8 @@ __global__ void __launch_bounds__(Tile::THREADS)
             for (int q0 = k0 / BQ * BQ; q0 < s.T; q0 += BQ) {
                 const int rows = s.T - q0 < BQ ? s.T - q0 : BQ;
                 load_rows<THREADS, BQ, D, QS>(shared.q, qkv + s.query(b, h) + q0 * stride, stride, rows, s.HS);
-                load_rows<THREADS, BQ, D, QS>(shared.dout, dout + s.out(b, h) + q0 * s.out_stride(), s.out_stride(), rows, s.HS);
+                load_rows<THREADS, BQ, D, QS>(shared.dout, dout + s.out(b, h) + q0 * s.out_stride(), s.out_stride(),
+                                              rows, s.HS);
                 __syncthreads();
                 scores<Tile>(shared, lse + s.row(b, h), delta + s.row(b, h), q0, rows, k0, s);
                 __syncthreads();
@@ -141,7 +143,7 @@ __global__ void __launch_bounds__(Tile::THREADS)
                                             (of_key ? shared.q : shared.dout) + c, QS, first > 0 ? first : 0, rows);
                 }
                 if (FUSED) add_to_query_gradient<Tile>(dqkv + s.query(b, h), shared, q0, rows, k0, k0 == 0, s);
-                // The next tile is loaded over this one. (In a fused block the last pair of the last key tile comes last.)
+                // The next tile is loaded over this one. (Of a fused block the last key tile's last pair is the last.)
                 const bool last = h == (kv + 1) * s.group() - 1 && q0 + BQ >= s.T && k0 + step >= s.T;
                 if (!last) __syncthreads();
             }
@@ -161,7 +163,7 @@ __global__ void __launch_bounds__(Tile::THREADS)
     }
 }
 
-// dQ by itself. Grid: (query tiles, B*NH). The arrays are those of the kernel above.
+// dQ by itself. Grid: query tiles * B*NH. The arrays are those of the kernel above.
 template <class Tile>
 __global__ void __launch_bounds__(Tile::THREADS)
     attention_query_gradient_fp32_kernel(float* dqkv, const float* dout, const float* qkv, const float* lse,
@@ -169,8 +171,9 @@ __global__ void __launch_bounds__(Tile::THREADS)
     constexpr int THREADS = Tile::THREADS, D = Tile::D, BQ = Tile::BQ, BK = Tile::BK, QS = Tile::QS, PS = Tile::PS;
     auto& shared = shared_as<typename Tile::Shared>();
     const int t = static_cast<int>(threadIdx.x);
-    const int q0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * BQ;  // those with the most keys start first
-    const int h = static_cast<int>(blockIdx.y) % s.NH, b = static_cast<int>(blockIdx.y) / s.NH, kv = h / s.group();
+    const int tiles = ceil_div(s.T, BQ);
+    const auto [tile, h, b] = attention_block(tiles, s.NH);
+    const int q0 = (tiles - 1 - tile) * BQ, kv = h / s.group();  // those with the most keys start first
     const int64_t stride = s.stride();
     const int rows = s.T - q0 < BQ ? s.T - q0 : BQ;
     load_rows<THREADS, BQ, D, QS>(shared.q, qkv + s.query(b, h) + q0 * stride, stride, rows, s.HS);
@@ -203,24 +206,28 @@ void backward(float* dqkv, const float* dout, const float* qkv, const float* lse
     constexpr size_t bytes = sizeof(typename Tile::Shared);
     const int key_tiles = ceil_div(s.T, Tile::BK), query_tiles = ceil_div(s.T, Tile::BQ);
     if (key_tiles == 1 || s.B * s.NKV >= 2 * multiprocessors()) {
-        launch(attention_backward_fp32_kernel<Tile, true>, dim3(1, s.B * s.NKV), dim3(Tile::THREADS), bytes, stream, dqkv,
+        launch(attention_backward_fp32_kernel<Tile, true>, dim3(s.B * s.NKV), dim3(Tile::THREADS), bytes, stream, dqkv,
                dout, qkv, lse, delta, s);
         return;
     }
-    launch(attention_backward_fp32_kernel<Tile, false>, dim3(key_tiles, s.B * s.NKV), dim3(Tile::THREADS), bytes, stream,
-           dqkv, dout, qkv, lse, delta, s);
-    launch(attention_query_gradient_fp32_kernel<Tile>, dim3(query_tiles, s.B * s.NH), dim3(Tile::THREADS), bytes, stream,
-           dqkv, dout, qkv, lse, delta, s);
+    launch(attention_backward_fp32_kernel<Tile, false>, dim3(key_tiles * s.B * s.NKV), dim3(Tile::THREADS), bytes,
+           stream, dqkv, dout, qkv, lse, delta, s);
+    launch(attention_query_gradient_fp32_kernel<Tile>, dim3(query_tiles * s.B * s.NH), dim3(Tile::THREADS), bytes,
+           stream, dqkv, dout, qkv, lse, delta, s);
 }
 
 }  // namespace
 
 void attention_backward_tiles(float* dqkv, const float* dout, const float* qkv, const float* lse, const float* delta,
                               AttentionShape s, cudaStream_t stream) {
-    if (s.HS <= 32) backward<BackwardTile<32, 64, 64, 64>>(dqkv, dout, qkv, lse, delta, s, stream);
-    else if (s.HS <= 64) backward<BackwardTile<64, 64, 32, 64>>(dqkv, dout, qkv, lse, delta, s, stream);
-    else if (s.HS <= 128) backward<BackwardTile<128, 32, 32, 128>>(dqkv, dout, qkv, lse, delta, s, stream);
-    else backward<BackwardTile<256, 16, 16, 128>>(dqkv, dout, qkv, lse, delta, s, stream);
+    if (s.HS <= 32)
+        backward<BackwardTile<32, 64, 64, 64>>(dqkv, dout, qkv, lse, delta, s, stream);
+    else if (s.HS <= 64)
+        backward<BackwardTile<64, 64, 32, 64>>(dqkv, dout, qkv, lse, delta, s, stream);
+    else if (s.HS <= 128)
+        backward<BackwardTile<128, 32, 32, 128>>(dqkv, dout, qkv, lse, delta, s, stream);
+    else
+        backward<BackwardTile<256, 16, 16, 128>>(dqkv, dout, qkv, lse, delta, s, stream);
 }
 
 #endif

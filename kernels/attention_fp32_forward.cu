@@ -45,8 +45,10 @@ __device__ __forceinline__ float fold(float (&v)[TILE_COLS]) {
 #pragma unroll
         for (int e = 0; e < N / 2; e++) {
             const float w = v[e + N / 2];
-            if (MAXIMUM) v[e] = v[e] > w ? v[e] : w;
-            else v[e] += w;
+            if (MAXIMUM)
+                v[e] = v[e] > w ? v[e] : w;
+            else
+                v[e] += w;
         }
         return fold<MAXIMUM, N / 2>(v);
     }
@@ -96,9 +98,9 @@ __global__ void __launch_bounds__(THREADS)
     constexpr int D = Tile::D, BQ = Tile::BQ, BK = Tile::BK, QS = Tile::QS, PS = Tile::PS;
     auto& shared = shared_as<typename Tile::Shared>();
     const int t = static_cast<int>(threadIdx.x);
-    // The last queries have the most keys: they start first.
-    const int q0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * BQ;
-    const int h = static_cast<int>(blockIdx.y) % s.NH, b = static_cast<int>(blockIdx.y) / s.NH;
+    const int tiles = ceil_div(s.T, BQ);
+    const auto [tile, h, b] = attention_block(tiles, s.NH);
+    const int q0 = (tiles - 1 - tile) * BQ;  // the last queries have the most keys: they start first
     const int64_t stride = s.stride();
     const float* keys = qkv + s.key(b, h / s.group());
     const float* values = qkv + s.value(b, h / s.group());
@@ -128,7 +130,8 @@ __global__ void __launch_bounds__(THREADS)
         if (t < (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS) {
             const int visible = q0 + t - k0 + 1;  // keys of this tile that row t may see
             float factor = 1.0f;
-            if (visible > 0) factor = softmax_row(shared.p + t * PS, visible < BK ? visible : BK, s.scale, maximum, sum);
+            if (visible > 0)
+                factor = softmax_row(shared.p + t * PS, visible < BK ? visible : BK, s.scale, maximum, sum);
             shared.factor[t] = factor;
             shared.inverse[t] = 1.0f / sum;
         }
@@ -164,17 +167,21 @@ __global__ void __launch_bounds__(THREADS)
 
 template <class Tile>
 void forward(float* out, float* lse, const float* qkv, AttentionShape s, cudaStream_t stream) {
-    launch(attention_forward_fp32_kernel<Tile>, dim3(ceil_div(s.T, Tile::BQ), s.B * s.NH), dim3(THREADS),
+    launch(attention_forward_fp32_kernel<Tile>, dim3(ceil_div(s.T, Tile::BQ) * s.B * s.NH), dim3(THREADS),
            sizeof(typename Tile::Shared), stream, out, lse, qkv, s);
 }
 
 }  // namespace
 
 void attention_forward_tiles(float* out, float* lse, const float* qkv, AttentionShape s, cudaStream_t stream) {
-    if (s.HS <= 32) forward<ForwardTile<32, 64, 64>>(out, lse, qkv, s, stream);
-    else if (s.HS <= 64) forward<ForwardTile<64, 64, 64>>(out, lse, qkv, s, stream);
-    else if (s.HS <= 128) forward<ForwardTile<128, 64, 32>>(out, lse, qkv, s, stream);
-    else forward<ForwardTile<256, 32, 16>>(out, lse, qkv, s, stream);
+    if (s.HS <= 32)
+        forward<ForwardTile<32, 64, 64>>(out, lse, qkv, s, stream);
+    else if (s.HS <= 64)
+        forward<ForwardTile<64, 64, 64>>(out, lse, qkv, s, stream);
+    else if (s.HS <= 128)
+        forward<ForwardTile<128, 64, 32>>(out, lse, qkv, s, stream);
+    else
+        forward<ForwardTile<256, 32, 16>>(out, lse, qkv, s, stream);
 }
 
 #endif

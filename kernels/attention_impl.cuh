@@ -36,8 +36,18 @@ struct AttentionShape {
     __host__ __device__ int64_t row(int b, int h) const { return (static_cast<int64_t>(b) * NH + h) * T; }
 };
 
+// What a block works on: blocks are numbered tile first, then head, then batch row, in one grid dimension (the others
+// end at 65535), so that the blocks that run together share keys and values in L2.
+struct AttentionBlock {
+    int tile, h, b;
+};
+__device__ __forceinline__ AttentionBlock attention_block(int tiles, int heads) {
+    const int block = static_cast<int>(blockIdx.x);
+    return {block % tiles, block / tiles % heads, block / tiles / heads};
+}
+
 // out (B,T,NH*HS), lse (B,NH,T), qkv (B,T,(NH+2*NKV)*HS)
 void attention_forward_tiles(floatX* out, float* lse, const floatX* qkv, AttentionShape s, cudaStream_t stream);
 // dqkv (B,T,(NH+2*NKV)*HS), dout (B,T,NH*HS), lse (B,NH,T), delta (B,NH,T)
-void attention_backward_tiles(floatX* dqkv, const floatX* dout, const floatX* qkv, const float* lse,
-                              const float* delta, AttentionShape s, cudaStream_t stream);
+void attention_backward_tiles(floatX* dqkv, const floatX* dout, const floatX* qkv, const float* lse, const float* delta,
+                              AttentionShape s, cudaStream_t stream);

@@ -1,8 +1,8 @@
 // Pieces shared by the bf16 attention kernels: tiles in shared memory, and products of a warp on the tensor cores.
 //
 // A tile is ROWS x D bf16, D the head size rounded up to a class (32, 64, 96, 128, 256) and filled with zeros. Its rows
-// are cut into units of 16 bytes, and unit u of row r lies where unit u ^ swizzle(r) would: then the eight rows that one
-// ldmatrix reads at the same u lie in eight different groups of four banks, and so do eight rows written at once.
+// are cut into units of 16 bytes, and unit u of row r lies where unit u ^ swizzle(r) would: then the eight rows that
+// one ldmatrix reads at the same u lie in eight different groups of four banks, and so do eight rows written at once.
 //
 // A warp owns 16*MB rows of the left matrix of every product. The right matrix comes from a tile in two ways:
 //     "rows"     right = tile^T: the sum runs along the tile's rows, over D      (Q K^T, dO V^T, K Q^T, V dO^T)
@@ -34,8 +34,8 @@ template <int THREADS, int ROWS, int D>
 __device__ __forceinline__ void load_tile(uint32_t tile, const __nv_bfloat16* from, int64_t stride, int valid, int HS) {
     constexpr int UNITS = D / 8;
     if constexpr (THREADS % UNITS == 0 && THREADS / UNITS % 8 == 0) {
-        // A thread keeps its unit, and its row modulo 8: addresses advance by constants. Not unrolled far: the registers
-        // are full of accumulators when this runs.
+        // A thread keeps its unit, and its row modulo 8: addresses advance by constants. Not unrolled far: the
+        // registers are full of accumulators when this runs.
         constexpr int STEP = THREADS / UNITS;
         static_assert(ROWS % STEP == 0);
         int row = static_cast<int>(threadIdx.x) / UNITS;
@@ -55,14 +55,15 @@ __device__ __forceinline__ void load_tile(uint32_t tile, const __nv_bfloat16* fr
         for (int i = static_cast<int>(threadIdx.x); i < ROWS * UNITS; i += THREADS) {
             const int row = i / UNITS, unit = i % UNITS;
             const bool there = row < valid && unit * 8 < HS;
-            cp_async_16(tile + tile_offset<D>(row, unit), there ? from + row * stride + unit * 8 : from, there ? 16 : 0);
+            cp_async_16(tile + tile_offset<D>(row, unit), there ? from + row * stride + unit * 8 : from,
+                        there ? 16 : 0);
         }
     }
 }
 
 // Where lane i points its ldmatrix, as lane*-dependent bytes: rows row0..row0+15 of a tile, units 2*pair and 2*pair+1.
-// Matrices in the order (first 8 rows, unit 0), (last 8, 0), (first, 1), (last, 1): the left matrix of a product, and by
-// .trans the right one of a "columns" product.
+// Matrices in the order (first 8 rows, unit 0), (last 8, 0), (first, 1), (last, 1): the left matrix of a product, and
+// by .trans the right one of a "columns" product.
 template <int D>
 __device__ __forceinline__ uint32_t tall_address(uint32_t tile, int row0, int pair, int lane) {
     return tile + row0 * D * 2 + tile_offset<D>(lane & 15, 2 * pair + (lane >> 4));
@@ -75,8 +76,8 @@ __device__ __forceinline__ uint32_t wide_address(uint32_t tile, int row0, int pa
 
 // acc (16*MB x 8*NB) = left rows left0.. times (right rows right0..)^T, summed over D.
 template <int D, int MB, int NB>
-__device__ __forceinline__ void multiply_rows(float (&acc)[MB][NB][4], uint32_t left, int left0, uint32_t right, int right0,
-                                              int lane) {
+__device__ __forceinline__ void multiply_rows(float (&acc)[MB][NB][4], uint32_t left, int left0, uint32_t right,
+                                              int right0, int lane) {
 #pragma unroll
     for (int m = 0; m < MB; m++) {
 #pragma unroll
@@ -85,7 +86,8 @@ __device__ __forceinline__ void multiply_rows(float (&acc)[MB][NB][4], uint32_t 
             for (int e = 0; e < 4; e++) acc[m][n][e] = 0.0f;
         }
     }
-#pragma unroll (D == 128 ? 4 : D / 16)  // unrolled further, what is loaded ahead no longer fits the registers
+    // Unrolled further, what is loaded ahead no longer fits the registers of these head sizes.
+#pragma unroll(D == 128 ? 4 : D == 96 ? 3 : D / 16)
     for (int k = 0; k < D / 16; k++) {
         uint32_t a[4 * MB], b[2 * NB], from_a[MB], from_b[NB / 2];
 #pragma unroll
@@ -98,7 +100,8 @@ __device__ __forceinline__ void multiply_rows(float (&acc)[MB][NB][4], uint32_t 
     }
 }
 
-// An accumulator 16*MB x D in chunks of 64 or 32 columns: as much of the right matrix as is held in registers at a time.
+// An accumulator 16*MB x D in chunks of 64 or 32 columns: as much of the right matrix as is held in registers at a
+// time.
 template <int D, int MB>
 struct Accumulator {
     static constexpr int NB = D % 64 == 0 ? 8 : 4, CHUNKS = D / (8 * NB);
@@ -147,8 +150,9 @@ struct Accumulator {
             }
         }
     }
-    // Rounds to bf16 and writes rows 0..15 of the warp's 16*MB to `to`, `stride` apart, as far as they are below `valid`.
-    // tile: the warp's own rows of a tile that it alone reads, and no more; so that stores to global memory are 16 bytes.
+    // Rounds to bf16 and writes rows 0..15 of the warp's 16*MB to `to`, `stride` apart, as far as they are below
+    // `valid`. tile: the warp's own rows of a tile that it alone reads, and no more; so that stores to global memory
+    // are 16 bytes.
     __device__ __forceinline__ void store(__nv_bfloat16* to, int64_t stride, int valid, int HS, void* tile, int lane) {
         unsigned char* bytes = static_cast<unsigned char*>(tile);
         __syncwarp();

@@ -2,18 +2,19 @@
 // attention_impl.cuh, the pieces in attention_mma.cuh.
 //
 // dK and dV: a block owns a tile of keys of one key head and walks over the query heads of its group and their query
-// tiles from the diagonal on. Scores are computed transposed, S^T = K Q^T, each warp for keys of its own, so that P^T and
-// dS^T are left matrices of dV += P^T dO and dK += dS^T Q without leaving the registers. dQ: a block owns a tile of
+// tiles from the diagonal on. Scores are computed transposed, S^T = K Q^T, each warp for keys of its own, so that P^T
+// and dS^T are left matrices of dV += P^T dO and dK += dS^T Q without leaving the registers. dQ: a block owns a tile of
 // queries and walks over the keys, as forward does. All sums run in a fixed order.
 //
 // Why dQ has a kernel of its own. Fused into the first it would save two of seven products, but its sum runs across
-// blocks. Without atomics that means either fp32 partial sums, one per key tile (per 128 keys 4 bytes written and 4 read
-// for each element of dQ against 5*2*128 = 1280 flops: at 4.8 TB/s that alone takes as long as 770 TFLOP/s, a fifth to a
-// quarter of the whole, and T/128 times dQ's size in scratch: 1.6 GB for B=64, T=1024, C=768), or blocks that wait for
-// each other in a fixed order, where the diagonal makes half of them idle. Computing S and dP twice costs 7/5 of the
-// products, no scratch and no waiting.
+// blocks. Without atomics that means either fp32 partial sums, one per key tile (per 128 keys 4 bytes written and 4
+// read for each element of dQ against 5*2*128 = 1280 flops: at 4.8 TB/s that alone takes as long as 770 TFLOP/s, a
+// fifth to a quarter of the whole, and T/128 times dQ's size in scratch: 1.6 GB for B=64, T=1024, C=768), or blocks
+// that wait for each other in a fixed order, where the diagonal makes half of them idle. Computing S and dP twice costs
+// 7/5 of the products, no scratch and no waiting.
 //
-// Q, dO (or K, V) arrive in two buffers in turn: the next tile's copy runs during this tile's products; one barrier each.
+// Q, dO (or K, V) arrive in two buffers in turn: the next tile's copy runs during this tile's products; one barrier
+// each.
 #include "kernels/attention_mma.cuh"
 
 #if defined(PRECISION_BF16)
@@ -25,8 +26,8 @@ constexpr int WARPS = 4, THREADS = WARPS * WARP;
 // ---------------------------------------------------------------------------------------------------------------------
 // dK and dV
 
-// BK keys per block, 16*MB per warp; BQ queries per step, of which 8*NB at a time are in registers. DV, DK: which of the
-// two to compute; the largest heads have registers for one at a time only.
+// BK keys per block, 16*MB per warp; BQ queries per step, of which 8*NB at a time are in registers. DV, DK: which of
+// the two to compute; the largest heads have registers for one at a time only.
 template <int D_, int MB_, int BQ_, int NB_, bool DV_, bool DK_>
 struct KeyTile {
     static constexpr int D = D_, MB = MB_, BK = WARPS * 16 * MB, BQ = BQ_, NB = NB_;
@@ -42,16 +43,18 @@ struct KeyTile {
     };
 };
 
-// Starts the copies of queries q0.. of head h: Q, dO, lse and delta. Zeros beyond T: there P = 1, but dO = 0 and dS = 0.
+// Starts the copies of queries q0.. of head h: Q, dO, lse and delta. Zeros beyond T: there P = 1, but dO = 0 and dS =
+// 0.
 template <class Tile>
 __device__ __forceinline__ void load_queries(typename Tile::Shared& shared, int stage, const __nv_bfloat16* dout,
-                                             const __nv_bfloat16* qkv, const float* lse, const float* delta, int b, int h,
-                                             int q0, const AttentionShape& s) {
+                                             const __nv_bfloat16* qkv, const float* lse, const float* delta, int b,
+                                             int h, int q0, const AttentionShape& s) {
     constexpr int D = Tile::D, BQ = Tile::BQ;
     const int left = s.T - q0, t = static_cast<int>(threadIdx.x);
-    load_tile<THREADS, BQ, D>(shared_address(shared.q[stage]), qkv + s.query(b, h) + q0 * s.stride(), s.stride(), left, s.HS);
-    load_tile<THREADS, BQ, D>(shared_address(shared.dout[stage]), dout + s.out(b, h) + q0 * s.out_stride(), s.out_stride(),
-                              left, s.HS);
+    load_tile<THREADS, BQ, D>(shared_address(shared.q[stage]), qkv + s.query(b, h) + q0 * s.stride(), s.stride(), left,
+                              s.HS);
+    load_tile<THREADS, BQ, D>(shared_address(shared.dout[stage]), dout + s.out(b, h) + q0 * s.out_stride(),
+                              s.out_stride(), left, s.HS);
     if (t < BQ) {
         const int64_t at = s.row(b, h) + q0 + (t < left ? t : 0);
         cp_async_4(shared_address(&shared.lse[stage][t]), lse + at, t < left ? 4 : 0);
@@ -68,8 +71,8 @@ __global__ void __launch_bounds__(THREADS)
     auto& shared = shared_as<typename Tile::Shared>();
     const uint32_t k_tile = shared_address(shared.k), v_tile = shared_address(shared.v);
     const int lane = static_cast<int>(threadIdx.x) % WARP, row0 = static_cast<int>(threadIdx.x) / WARP * 16 * MB;
-    const int k0 = static_cast<int>(blockIdx.x) * BK;  // the first keys are seen by the most queries: they start first
-    const int kv = static_cast<int>(blockIdx.y) % s.NKV, b = static_cast<int>(blockIdx.y) / s.NKV;
+    const auto [tile, kv, b] = attention_block(ceil_div(s.T, BK), s.NKV);
+    const int k0 = tile * BK;  // the first keys are seen by the most queries: they start first
     const int64_t stride = s.stride();
     const int first = k0 + row0;  // of the warp's keys
     const float factor2 = s.scale * LOG2E;
@@ -180,8 +183,9 @@ __global__ void __launch_bounds__(THREADS)
     auto& shared = shared_as<typename Tile::Shared>();
     const uint32_t q_tile = shared_address(shared.q), dout_tile = shared_address(shared.dout);
     const int lane = static_cast<int>(threadIdx.x) % WARP, row0 = static_cast<int>(threadIdx.x) / WARP * 16 * MB;
-    const int q0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * BQ;  // the last queries have the most keys: first
-    const int h = static_cast<int>(blockIdx.y) % s.NH, b = static_cast<int>(blockIdx.y) / s.NH;
+    const int tiles = ceil_div(s.T, BQ);
+    const auto [tile, h, b] = attention_block(tiles, s.NH);
+    const int q0 = (tiles - 1 - tile) * BQ;  // the last queries have the most keys: they start first
     const int64_t stride = s.stride();
     const __nv_bfloat16* keys = qkv + s.key(b, h / s.group());
     const __nv_bfloat16* values = qkv + s.value(b, h / s.group());
@@ -269,19 +273,19 @@ struct Arguments {
 
 template <class Tile>
 void key_gradient(const Arguments& a, AttentionShape s, cudaStream_t stream) {
-    launch(attention_key_gradient_mma_kernel<Tile>, dim3(ceil_div(s.T, Tile::BK), s.B * s.NKV), dim3(THREADS),
+    launch(attention_key_gradient_mma_kernel<Tile>, dim3(ceil_div(s.T, Tile::BK) * s.B * s.NKV), dim3(THREADS),
            sizeof(typename Tile::Shared), stream, a.dqkv, a.dout, a.qkv, a.lse, a.delta, s);
 }
 template <class Tile>
 void query_gradient(const Arguments& a, AttentionShape s, cudaStream_t stream) {
-    launch(attention_query_gradient_mma_kernel<Tile>, dim3(ceil_div(s.T, Tile::BQ), s.B * s.NH), dim3(THREADS),
+    launch(attention_query_gradient_mma_kernel<Tile>, dim3(ceil_div(s.T, Tile::BQ) * s.B * s.NH), dim3(THREADS),
            sizeof(typename Tile::Shared), stream, a.dqkv, a.dout, a.qkv, a.lse, a.delta, s);
 }
 
 }  // namespace
 
-void attention_backward_tiles(__nv_bfloat16* dqkv, const __nv_bfloat16* dout, const __nv_bfloat16* qkv, const float* lse,
-                              const float* delta, AttentionShape s, cudaStream_t stream) {
+void attention_backward_tiles(__nv_bfloat16* dqkv, const __nv_bfloat16* dout, const __nv_bfloat16* qkv,
+                              const float* lse, const float* delta, AttentionShape s, cudaStream_t stream) {
     const Arguments a{dqkv, dout, qkv, lse, delta};
     if (s.HS <= 32) {
         key_gradient<KeyTile<32, 2, 64, 4, true, true>>(a, s, stream);

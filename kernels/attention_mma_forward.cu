@@ -1,5 +1,5 @@
-// Attention forward in bf16 on tensor cores (mma.sync, sm_80 and later); used by bf16 builds. FlashAttention-2's scheme;
-// the mathematics is in attention_impl.cuh, the pieces in attention_mma.cuh.
+// Attention forward in bf16 on tensor cores (mma.sync, sm_80 and later); used by bf16 builds. FlashAttention-2's
+// scheme; the mathematics is in attention_impl.cuh, the pieces in attention_mma.cuh.
 //
 // A block of 4 warps computes BQ = 64*MB queries of one head; each warp owns 16*MB of them from scores to output, so
 // the softmax needs no shared memory: a row's 4 lanes exchange maxima by shuffle, and sums only at the end. With MB = 2
@@ -33,15 +33,17 @@ __global__ void __launch_bounds__(THREADS)
     attention_forward_mma_kernel(__nv_bfloat16* out, float* lse, const __nv_bfloat16* qkv, AttentionShape s) {
     constexpr int D = Tile::D, MB = Tile::MB, BQ = Tile::BQ, BK = Tile::BK, NB = BK / 8;
     auto& shared = shared_as<typename Tile::Shared>();
-    const uint32_t q_tile = shared_address(shared.q), k_tile = shared_address(shared.k), v_tile = shared_address(shared.v);
+    const uint32_t q_tile = shared_address(shared.q), k_tile = shared_address(shared.k),
+                   v_tile = shared_address(shared.v);
     const int lane = static_cast<int>(threadIdx.x) % WARP, row0 = static_cast<int>(threadIdx.x) / WARP * 16 * MB;
-    const int q0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * BQ;  // the last queries have the most keys: first
-    const int h = static_cast<int>(blockIdx.y) % s.NH, b = static_cast<int>(blockIdx.y) / s.NH;
+    const int tiles = ceil_div(s.T, BQ);
+    const auto [tile, h, b] = attention_block(tiles, s.NH);
+    const int q0 = (tiles - 1 - tile) * BQ;  // the last queries have the most keys: they start first
     const int64_t stride = s.stride();
     const __nv_bfloat16* keys = qkv + s.key(b, h / s.group());
     const __nv_bfloat16* values = qkv + s.value(b, h / s.group());
-    const int end = q0 + BQ < s.T ? q0 + BQ : s.T;                   // of the keys that this block needs
-    const int first = q0 + row0, last = first + 16 * MB - 1;         // the warp's queries
+    const int end = q0 + BQ < s.T ? q0 + BQ : s.T;            // of the keys that this block needs
+    const int first = q0 + row0, last = first + 16 * MB - 1;  // the warp's queries
     const float factor2 = s.scale * LOG2E;
 
     Accumulator<D, MB> o;
@@ -134,7 +136,7 @@ __global__ void __launch_bounds__(THREADS)
 
 template <class Tile>
 void forward(__nv_bfloat16* out, float* lse, const __nv_bfloat16* qkv, AttentionShape s, cudaStream_t stream) {
-    launch(attention_forward_mma_kernel<Tile>, dim3(ceil_div(s.T, Tile::BQ), s.B * s.NH), dim3(THREADS),
+    launch(attention_forward_mma_kernel<Tile>, dim3(ceil_div(s.T, Tile::BQ) * s.B * s.NH), dim3(THREADS),
            sizeof(typename Tile::Shared), stream, out, lse, qkv, s);
 }
 
@@ -142,11 +144,16 @@ void forward(__nv_bfloat16* out, float* lse, const __nv_bfloat16* qkv, Attention
 
 void attention_forward_tiles(__nv_bfloat16* out, float* lse, const __nv_bfloat16* qkv, AttentionShape s,
                              cudaStream_t stream) {
-    if (s.HS <= 32) forward<ForwardTile<32, 2, 64>>(out, lse, qkv, s, stream);
-    else if (s.HS <= 64) forward<ForwardTile<64, 2, 64>>(out, lse, qkv, s, stream);
-    else if (s.HS <= 96) forward<ForwardTile<96, 2, 64>>(out, lse, qkv, s, stream);
-    else if (s.HS <= 128) forward<ForwardTile<128, 2, 64>>(out, lse, qkv, s, stream);
-    else forward<ForwardTile<256, 1, 64>>(out, lse, qkv, s, stream);
+    if (s.HS <= 32)
+        forward<ForwardTile<32, 2, 64>>(out, lse, qkv, s, stream);
+    else if (s.HS <= 64)
+        forward<ForwardTile<64, 2, 64>>(out, lse, qkv, s, stream);
+    else if (s.HS <= 96)
+        forward<ForwardTile<96, 2, 64>>(out, lse, qkv, s, stream);
+    else if (s.HS <= 128)
+        forward<ForwardTile<128, 2, 64>>(out, lse, qkv, s, stream);
+    else
+        forward<ForwardTile<256, 1, 64>>(out, lse, qkv, s, stream);
 }
 
 #endif

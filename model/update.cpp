@@ -124,7 +124,9 @@ static bool frozen(const Tensor& t, const std::vector<std::string>& patterns) {
 
 double model_update(Model& model, const UpdateSettings& settings, int64_t step) {
     CHECK(model.use == Use::training && step >= 1);
-    const double correction1 = adamw_correction(settings.beta1, step), correction2 = adamw_correction(settings.beta2, step);
+    // Of the betas as the kernel has them: 0.999f is not 0.999, and 1 - beta^n would show it.
+    const double correction1 = adamw_correction(static_cast<float>(settings.beta1), step);
+    const double correction2 = adamw_correction(static_cast<float>(settings.beta2), step);
     const bool first = model.chunks_host.empty();
     model.adamw_host.clear();
     for (const Tensor& t : model.registry.tensors) {

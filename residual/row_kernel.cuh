@@ -128,7 +128,8 @@ struct TokenSums {
         int thread = y * blockDim.x + threadIdx.x;
         return shared + (((in_registers ? 0 : m) * (size / 4) + quarter) * blockDim.x * blockDim.y + thread) * 4;
     }
-    __device__ __forceinline__ explicit TokenSums(RowShared& row_shared) : shared(reinterpret_cast<float*>(&row_shared + 1)) {
+    __device__ __forceinline__ explicit TokenSums(RowShared& row_shared)
+        : shared(reinterpret_cast<float*>(&row_shared + 1)) {
         for (int k = 0; k < K; k++) scalar[k] = 0.0f;
         if constexpr (in_registers) {
 #pragma unroll
@@ -203,16 +204,19 @@ struct TokenSums {
 // Norms
 
 template <NormKind KIND, int PACKS>
-__device__ __forceinline__ Row<PACKS> norm_apply(const Row<PACKS>& xh, const Row<PACKS>& gain, const Row<PACKS>& bias, float scale) {
+__device__ __forceinline__ Row<PACKS> norm_apply(const Row<PACKS>& xh, const Row<PACKS>& gain, const Row<PACKS>& bias,
+                                                 float scale) {
     Row<PACKS> y;
 #pragma unroll
-    for (int i = 0; i < y.size; i++) y[i] = scale * (KIND == NormKind::layer ? gain[i] * xh[i] + bias[i] : gain[i] * xh[i]);
+    for (int i = 0; i < y.size; i++)
+        y[i] = scale * (KIND == NormKind::layer ? gain[i] * xh[i] + bias[i] : gain[i] * xh[i]);
     return y;
 }
 
 // y = N(x). Writes the row's statistics.
 template <NormKind KIND, int PACKS>
-__device__ __forceinline__ Row<PACKS> norm_forward(const RowLane<PACKS>& lane, Row<PACKS> x, const SeamNorm& norm, float scale) {
+__device__ __forceinline__ Row<PACKS> norm_forward(const RowLane<PACKS>& lane, Row<PACKS> x, const SeamNorm& norm,
+                                                   float scale) {
     Row<PACKS> gain = lane.load_channels(norm.gain);
     Row<PACKS> bias = lane.load_channels(norm.bias, norm.bias != nullptr);
     float mean = 0.0f;
@@ -241,7 +245,8 @@ __device__ __forceinline__ Row<PACKS> norm_forward(const RowLane<PACKS>& lane, R
 
 // xh from the saved input x and the saved statistics.
 template <NormKind KIND, int PACKS>
-__device__ __forceinline__ Row<PACKS> norm_input(const RowLane<PACKS>& lane, const Row<PACKS>& x, const SeamNorm& norm, float& rstd) {
+__device__ __forceinline__ Row<PACKS> norm_input(const RowLane<PACKS>& lane, const Row<PACKS>& x, const SeamNorm& norm,
+                                                 float& rstd) {
     bool real = lane.row < lane.N;
     float mean = KIND == NormKind::layer && real ? norm.mean[lane.row] : 0.0f;
     rstd = real ? norm.rstd[lane.row] : 0.0f;
@@ -253,8 +258,8 @@ __device__ __forceinline__ Row<PACKS> norm_input(const RowLane<PACKS>& lane, con
 
 // dx = N^T(dy); adds the gradients of gain and bias to sums FIRST and FIRST+1.
 template <NormKind KIND, int FIRST, int PACKS, class Sums>
-__device__ __forceinline__ Row<PACKS> norm_backward(const RowLane<PACKS>& lane, const Row<PACKS>& dy, const Row<PACKS>& x, const SeamNorm& norm,
-                                    float scale, Sums& sums) {
+__device__ __forceinline__ Row<PACKS> norm_backward(const RowLane<PACKS>& lane, const Row<PACKS>& dy, const Row<PACKS>& x,
+                                                    const SeamNorm& norm, float scale, Sums& sums) {
     Row<PACKS> a = lane.load_channels(norm.gain);
     float rstd;
     Row<PACKS> xh = norm_input<KIND>(lane, x, norm, rstd), term;
@@ -472,5 +477,6 @@ void seam_backward(const SeamBackward& seam, const SeamShape& shape, const typen
     else with_seam<false>(false, seam.post.gain, seam.in.gain, shape.kind, run);
     // The first seam without norms does nothing forward; backward the gradient passes through.
     if (!seam.du && !seam.post.gain && !seam.in.gain && seam.dx != seam.dx_new)
-        CUDA_CHECK(cudaMemcpyAsync(seam.dx, seam.dx_new, shape.N * shape.C * sizeof(floatX), cudaMemcpyDeviceToDevice, stream));
+        CUDA_CHECK(cudaMemcpyAsync(seam.dx, seam.dx_new, shape.N * shape.C * sizeof(floatX), cudaMemcpyDeviceToDevice,
+                                   stream));
 }

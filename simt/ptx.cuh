@@ -1,4 +1,5 @@
-// PTX instructions on the CPU machine: the twins of kernels/gpu/ptx.cuh, where the contracts and fragment layouts stand.
+// PTX instructions on the CPU machine: the twins of kernels/gpu/ptx.cuh, where the contracts and fragment layouts
+// stand.
 //
 // Strict, not kind: a misaligned or foreign address ends the program, and an asynchronous copy arrives only in
 // the cp_async_wait that waits for it. Until then its 16 bytes are 0xff (NaN), so that a missing wait, and a copy onto
@@ -22,8 +23,12 @@ SIMT_INLINE uint32_t shared_address(const void* p) {
 
 namespace simt {
 
-SIMT_INLINE float low_half(uint32_t pair) { return __builtin_bit_cast(float, pair << 16); }
-SIMT_INLINE float high_half(uint32_t pair) { return __builtin_bit_cast(float, pair & 0xffff0000u); }
+SIMT_INLINE float low_half(uint32_t pair) {
+    return __builtin_bit_cast(float, pair << 16);
+}
+SIMT_INLINE float high_half(uint32_t pair) {
+    return __builtin_bit_cast(float, pair & 0xffff0000u);
+}
 
 SIMT_INLINE void check_shared_address(const char* name, uint32_t address, uint32_t bytes = 16) {
     if (address % bytes) [[unlikely]]
@@ -145,7 +150,7 @@ struct AsyncCopy {
     unsigned size, bytes;  // written, and of these copied
     unsigned group;
 };
-struct AsyncCopies {  // of one lane
+struct AsyncCopies {                 // of one lane
     std::vector<AsyncCopy> waiting;  // oldest first
     unsigned groups = 0;             // committed so far; also the number of the group that is open
 };
@@ -171,11 +176,15 @@ SIMT_INLINE void mma_m16n8k16(float (&d)[MB][NB][4], const uint32_t (&a)[4 * MB]
     simt::warp_collective("mma_m16n8k16", args, [](auto lanes, uint32_t) { simt::mma_warp<MB, NB>(lanes); });
 }
 
-SIMT_INLINE void ldmatrix_x1(uint32_t (&r)[1], uint32_t row) { simt::ldmatrix<1, 1, false>("ldmatrix_x1", r, &row); }
+SIMT_INLINE void ldmatrix_x1(uint32_t (&r)[1], uint32_t row) {
+    simt::ldmatrix<1, 1, false>("ldmatrix_x1", r, &row);
+}
 SIMT_INLINE void ldmatrix_x1_trans(uint32_t (&r)[1], uint32_t row) {
     simt::ldmatrix<1, 1, true>("ldmatrix_x1_trans", r, &row);
 }
-SIMT_INLINE void ldmatrix_x2(uint32_t (&r)[2], uint32_t row) { simt::ldmatrix<1, 2, false>("ldmatrix_x2", r, &row); }
+SIMT_INLINE void ldmatrix_x2(uint32_t (&r)[2], uint32_t row) {
+    simt::ldmatrix<1, 2, false>("ldmatrix_x2", r, &row);
+}
 SIMT_INLINE void ldmatrix_x2_trans(uint32_t (&r)[2], uint32_t row) {
     simt::ldmatrix<1, 2, true>("ldmatrix_x2_trans", r, &row);
 }
@@ -196,7 +205,9 @@ SIMT_INLINE void cp_async_16(uint32_t to, const void* from, int bytes = 16) {
 SIMT_INLINE void cp_async_4(uint32_t to, const void* from, int bytes = 4) {
     simt::async_copy("cp_async_4", to, from, 4, bytes);
 }
-SIMT_INLINE void cp_async_commit() { simt::lane_local<simt::AsyncCopies>().groups++; }
+SIMT_INLINE void cp_async_commit() {
+    simt::lane_local<simt::AsyncCopies>().groups++;
+}
 template <int N>
 SIMT_INLINE void cp_async_wait() {
     simt::AsyncCopies& copies = simt::lane_local<simt::AsyncCopies>();
@@ -216,7 +227,9 @@ SIMT_INLINE void cp_async_wait() {
     copies.waiting.erase(copies.waiting.begin(), copies.waiting.begin() + static_cast<long>(done));
 }
 
-SIMT_INLINE float exp2_approx(float x) { return exp2f(x); }
+SIMT_INLINE float exp2_approx(float x) {
+    return exp2f(x);
+}
 
 SIMT_INLINE uint32_t pack_bf16(float low, float high) {
     return __bfloat16_as_ushort(__float2bfloat16_rn(low)) |

@@ -21,7 +21,9 @@ struct Wide {
     simt::Vector v[parts];
 };
 
-SIMT_INLINE Wide wide_zero() { return Wide{}; }
+SIMT_INLINE Wide wide_zero() {
+    return Wide{};
+}
 
 SIMT_INLINE Wide wide_load(const float* p) {
     Wide w;
@@ -39,7 +41,9 @@ SIMT_INLINE void wide_scale(Wide& acc, float x) {
     for (int i = 0; i < Wide::parts; i++) acc.v[i] *= x;
 }
 
-SIMT_INLINE void wide_to_array(float (&a)[Wide::size], const Wide& w) { __builtin_memcpy(a, w.v, sizeof(a)); }
+SIMT_INLINE void wide_to_array(float (&a)[Wide::size], const Wide& w) {
+    __builtin_memcpy(a, w.v, sizeof(a));
+}
 SIMT_INLINE Wide wide_from_array(const float (&a)[Wide::size]) {
     Wide w;
     __builtin_memcpy(w.v, a, sizeof(a));

@@ -3,11 +3,11 @@
 // Tolerances. Inputs are exact on both sides (the reference starts from the rounded values), so errors come from the
 // kernels alone. fp32: sums of up to T*HS products, each rounded with u = 2^-24; sums of n terms of random sign err
 // by about sqrt(n)*u relative to their typical size, and exp turns an absolute error of a score (|s| <= 30 here) into a
-// relative one: a few times 1e-6 of the norm, ten times that for a single gradient element. bf16 (u = 2^-8): P and dS are
-// rounded once on their way into the second product, and O, dQ, dK, dV once on their way out; delta is made from the
-// rounded O. Each is a relative error of at most u, about u/3 on average, with random signs: 0.75 u of the norm for O, and
-// 2.5 u for gradients, where dS = P (dP - delta) cancels (most at T = 2, where nothing averages). A single element may
-// be off by its own rounding plus a few u of the array's largest.
+// relative one: a few times 1e-6 of the norm, ten times that for a single gradient element. bf16 (u = 2^-8): P and dS
+// are rounded once on their way into the second product, and O, dQ, dK, dV once on their way out; delta is made from
+// the rounded O. Each is a relative error of at most u, about u/3 on average, with random signs: 0.75 u of the norm for
+// O, and 2.5 u for gradients, where dS = P (dP - delta) cancels (most at T = 2, where nothing averages). A single
+// element may be off by its own rounding plus a few u of the array's largest.
 #include "test.h"
 
 #include <algorithm>
@@ -81,7 +81,8 @@ std::vector<double> heads_of(const std::vector<double>& dqkv, const Shape& s, in
     const size_t begin = static_cast<size_t>(first * s.HS), width = static_cast<size_t>(heads * s.HS);
     std::vector<double> part;
     for (size_t n = 0; n < dqkv.size(); n += row)
-        part.insert(part.end(), dqkv.begin() + static_cast<long>(n + begin), dqkv.begin() + static_cast<long>(n + begin + width));
+        part.insert(part.end(), dqkv.begin() + static_cast<long>(n + begin),
+                    dqkv.begin() + static_cast<long>(n + begin + width));
     return part;
 }
 
@@ -203,7 +204,8 @@ TEST_CASE("attention: large scores stay finite and right", "[attention]") {
     const Run got = run(s, qkv, dout);
     for (int t = 0; t < s.T; t++) {
         const float want = t < 40 ? static_cast<float>(t) / 2 : 40.0f;  // the mean of 0..t, then row 40 alone
-        CHECK(to_float(got.out[static_cast<size_t>(t * s.HS)]) == Approx(want).epsilon(BF16 ? 4 * unit_roundoff : 1e-5));
+        CHECK(to_float(got.out[static_cast<size_t>(t * s.HS)]) ==
+              Approx(want).epsilon(BF16 ? 4 * unit_roundoff : 1e-5));
         CHECK(got.lse[static_cast<size_t>(t)] == Approx(t < 40 ? -2048 + std::log(t + 1.0) : 2048.0).epsilon(1e-6));
     }
     for (floatX x : got.dqkv) CHECK(std::isfinite(to_float(x)));
@@ -229,7 +231,8 @@ TEST_CASE("attention: causal to the bit", "[attention]") {
     auto qkv = random.normals<floatX>(static_cast<size_t>(s.T * 3 * s.NH * s.HS));
     const auto dout = random.normals<floatX>(static_cast<size_t>(s.T * s.NH * s.HS));
     const Run a = run(s, qkv, dout);
-    for (size_t i = qkv.size() - static_cast<size_t>(3 * s.NH * s.HS); i < qkv.size(); i++) qkv[i] = from_float<floatX>(1e4f);
+    for (size_t i = qkv.size() - static_cast<size_t>(3 * s.NH * s.HS); i < qkv.size(); i++)
+        qkv[i] = from_float<floatX>(1e4f);
     const Run b = run(s, qkv, dout);
     const size_t before = static_cast<size_t>((s.T - 1) * s.NH * s.HS);
     CHECK(memcmp(a.out.data(), b.out.data(), before * sizeof(floatX)) == 0);

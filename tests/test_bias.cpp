@@ -1,4 +1,5 @@
 #include "kernels/bias.cuh"
+#include "kernels/partials.cuh"
 
 #include <cstring>
 
@@ -31,4 +32,28 @@ TEST_CASE("bias gradient") {
             }
         }
     }
+}
+
+TEST_CASE("the second stage of a two-stage sum") {
+    Random random(2);
+    for (int rows : {1, 63, 64, 255, 256, 700})
+        for (int C : {1, 31, 200}) {
+            INFO("rows=" << rows << " C=" << C);
+            const int M = 3;
+            auto partial = random.normals<float>(static_cast<size_t>(rows) * M * C, 1.0, 0.5), before = random.normals<float>(C);
+            std::vector<double> want[M];
+            for (int m = 0; m < M; m++) {
+                want[m] = to_double(before);
+                for (int r = 0; r < rows; r++)
+                    for (int c = 0; c < C; c++) want[m][c] += partial[(static_cast<size_t>(r) * M + m) * C + c];
+            }
+            Device<float> d(partial), first(before), third(before);
+            PartialTargets target;
+            target.total[0] = first.data;
+            target.total[2] = third.data;  // nobody wants the second
+            add_partials(target, d.data, rows, M, C, nullptr);
+            const double tolerance = 0x1p-24 * (3 + std::sqrt(rows));
+            CHECK(relative_error(to_double(first.read()), want[0]) < tolerance);
+            CHECK(relative_error(to_double(third.read()), want[2]) < tolerance);
+        }
 }

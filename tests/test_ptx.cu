@@ -1,5 +1,5 @@
-// PTX wrappers against the layout tables of the PTX ISA, written out here per lane and register. On the CPU machine this
-// tests the twins, on a GPU the wrappers.
+// PTX wrappers against the layout tables of the PTX ISA, written out here per lane and register. On the CPU machine
+// this tests the twins, on a GPU the wrappers.
 #include "test.h"
 
 #include <cstring>
@@ -9,12 +9,24 @@ namespace {
 
 // "Matrix Fragments for mma.m16n8k16": element i of a lane's 8 elements of A, 4 of B, 4 of D; i counts bf16, two to a
 // register. groupID = lane >> 2, threadID_in_group = lane % 4.
-int a_row(int lane, int i) { return (lane >> 2) + ((i >= 2 && i < 4) || i >= 6 ? 8 : 0); }
-int a_column(int lane, int i) { return (lane % 4) * 2 + (i & 1) + (i >= 4 ? 8 : 0); }
-int b_row(int lane, int i) { return (lane % 4) * 2 + (i & 1) + (i >= 2 ? 8 : 0); }
-int b_column(int lane) { return lane >> 2; }
-int d_row(int lane, int i) { return (lane >> 2) + (i >= 2 ? 8 : 0); }
-int d_column(int lane, int i) { return (lane % 4) * 2 + (i & 1); }
+int a_row(int lane, int i) {
+    return (lane >> 2) + ((i >= 2 && i < 4) || i >= 6 ? 8 : 0);
+}
+int a_column(int lane, int i) {
+    return (lane % 4) * 2 + (i & 1) + (i >= 4 ? 8 : 0);
+}
+int b_row(int lane, int i) {
+    return (lane % 4) * 2 + (i & 1) + (i >= 2 ? 8 : 0);
+}
+int b_column(int lane) {
+    return lane >> 2;
+}
+int d_row(int lane, int i) {
+    return (lane >> 2) + (i >= 2 ? 8 : 0);
+}
+int d_column(int lane, int i) {
+    return (lane % 4) * 2 + (i & 1);
+}
 
 uint32_t bits_of(float x) {
     const __nv_bfloat16 rounded = __float2bfloat16_rn(x);
@@ -23,7 +35,9 @@ uint32_t bits_of(float x) {
     return bits;
 }
 // Small integers: every product and sum is exact, so a wrong place cannot hide in a tolerance.
-float small(Random& random) { return static_cast<float>(random.below(17) - 8); }
+float small(Random& random) {
+    return static_cast<float>(random.below(17) - 8);
+}
 
 // a (32 lanes,MB,4), b (32,2*NB), d (32,MB,NB,4), all per-lane registers
 template <int MB, int NB>
@@ -53,10 +67,12 @@ void test_mma() {
     for (int lane = 0; lane < 32; lane++) {
         for (int m = 0; m < MB; m++)
             for (int i = 0; i < 8; i++)
-                a[(lane * MB + m) * 4 + i / 2] |= bits_of(A[(16 * m + a_row(lane, i)) * 16 + a_column(lane, i)]) << (i % 2 * 16);
+                a[(lane * MB + m) * 4 + i / 2] |= bits_of(A[(16 * m + a_row(lane, i)) * 16 + a_column(lane, i)])
+                                                  << (i % 2 * 16);
         for (int n = 0; n < NB; n++)
             for (int i = 0; i < 4; i++)
-                b[lane * 2 * NB + 2 * n + i / 2] |= bits_of(B[b_row(lane, i) * 8 * NB + 8 * n + b_column(lane)]) << (i % 2 * 16);
+                b[lane * 2 * NB + 2 * n + i / 2] |= bits_of(B[b_row(lane, i) * 8 * NB + 8 * n + b_column(lane)])
+                                                    << (i % 2 * 16);
         for (int m = 0; m < MB; m++) {
             for (int n = 0; n < NB; n++) {
                 for (int i = 0; i < 4; i++) {
@@ -89,25 +105,33 @@ __global__ void ldmatrix_kernel(uint32_t* out, const uint16_t* in, int which, bo
     uint32_t r[8] = {};
     if (which == 1) {
         uint32_t one[1];
-        if (trans) ldmatrix_x1_trans(one, row);
-        else ldmatrix_x1(one, row);
+        if (trans)
+            ldmatrix_x1_trans(one, row);
+        else
+            ldmatrix_x1(one, row);
         r[0] = one[0];
     } else if (which == 2) {
         uint32_t two[2];
-        if (trans) ldmatrix_x2_trans(two, row);
-        else ldmatrix_x2(two, row);
+        if (trans)
+            ldmatrix_x2_trans(two, row);
+        else
+            ldmatrix_x2(two, row);
         r[0] = two[0];
         r[1] = two[1];
     } else if (which == 4) {
         uint32_t four[4];
         const uint32_t rows[1] = {row};
-        if (trans) ldmatrix_x4_trans(four, rows);
-        else ldmatrix_x4(four, rows);
+        if (trans)
+            ldmatrix_x4_trans(four, rows);
+        else
+            ldmatrix_x4(four, rows);
         for (int i = 0; i < 4; i++) r[i] = four[i];
     } else {
         const uint32_t rows[2] = {row, shared_address(shared.x[31 - lane])};
-        if (trans) ldmatrix_x4_trans(r, rows);
-        else ldmatrix_x4(r, rows);
+        if (trans)
+            ldmatrix_x4_trans(r, rows);
+        else
+            ldmatrix_x4(r, rows);
     }
     for (int i = 0; i < 8; i++) out[lane * 8 + i] = r[i];
 }
@@ -127,12 +151,16 @@ __global__ void cp_async_kernel(uint32_t* out, const uint32_t* in, int bytes) {
         cp_async_commit();
     }
     for (int wait = 0; wait < 3; wait++) {
-        if (wait == 0) cp_async_wait<2>();
-        else if (wait == 1) cp_async_wait<1>();
-        else cp_async_wait<0>();
+        if (wait == 0)
+            cp_async_wait<2>();
+        else if (wait == 1)
+            cp_async_wait<1>();
+        else
+            cp_async_wait<0>();
         __syncwarp();
         for (int g = 0; g < 3; g++) {
-            // Another lane's bytes. Groups still on their way are looked at on the CPU machine only, where it is defined.
+            // Another lane's bytes. Groups still on their way are looked at on the CPU machine only, where it is
+            // defined.
             for (int i = 0; i < 4; i++) out[((wait * 3 + g) * 32 + lane) * 4 + i] = shared.x[g][lane ^ 5][i];
         }
         __syncwarp();
@@ -206,8 +234,8 @@ TEST_CASE("ldmatrix follows the PTX layout, plain and transposed", "[ptx]") {
                         return static_cast<uint32_t>(in[static_cast<size_t>(source * 8 + column)]);
                     };
                     const int r = lane / 4, c = lane % 4 * 2;
-                    const uint32_t want = trans ? element(c, r) | element(c + 1, r) << 16
-                                                : element(r, c) | element(r, c + 1) << 16;
+                    const uint32_t want =
+                        trans ? element(c, r) | element(c + 1, r) << 16 : element(r, c) | element(r, c + 1) << 16;
                     CHECK(got[static_cast<size_t>(lane * 8 + m)] == want);
                 }
             }
@@ -231,8 +259,10 @@ TEST_CASE("cp.async arrives with the wait for its group, zero-filled", "[ptx]") 
                         const uint32_t x = got[static_cast<size_t>(((wait * 3 + g) * 32 + lane) * 4 + i)];
                         const bool filled = g == 2 && 4 * i >= bytes;
                         const uint32_t want = filled ? 0 : in[static_cast<size_t>((g * 32 + (lane ^ 5)) * 4 + i)];
-                        if (g <= wait) wrong += x != want;
-                        else early += x != 0xffffffffu;
+                        if (g <= wait)
+                            wrong += x != want;
+                        else
+                            early += x != 0xffffffffu;
                     }
                 }
             }

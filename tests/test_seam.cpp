@@ -116,7 +116,8 @@ Norm random_norm(Random& random, const Problem& q, bool present, bool with_bias,
     norm.scale = scale;
     return norm;
 }
-Problem make_problem(Random& random, int N, int C, NormKind kind, bool out, bool post, bool in, double skip = 1, bool first = false) {
+Problem make_problem(Random& random, int N, int C, NormKind kind, bool out, bool post, bool in, double skip = 1,
+                     bool first = false) {
     Problem q{N, C, kind, 1e-5, skip, first, {}, {}, {}};
     q.out = random_norm(random, q, out, true);
     q.post = random_norm(random, q, post, true);
@@ -242,7 +243,8 @@ TEST_CASE("the seam's reference agrees with finite differences") {
         for (NormKind kind : {NormKind::layer, NormKind::rms}) {
             Problem q = make_problem(random, 2, 32, kind, parts & 4, parts & 2, parts & 1, 0.7);
             size_t n = q.N * q.C;
-            Vec x = to_double(random.normals<float>(n)), u = to_double(random.normals<float>(n)), dx_new = to_double(random.normals<float>(n));
+            Vec x = to_double(random.normals<float>(n)), u = to_double(random.normals<float>(n));
+            Vec dx_new = to_double(random.normals<float>(n));
             Vec dz = q.in.present ? to_double(random.normals<float>(n)) : Vec(n, 0.0);
             auto loss = [&] {
                 Forward f = forward(q, x, u);

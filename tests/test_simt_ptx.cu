@@ -23,6 +23,9 @@ __global__ void misaligned_ldmatrix_kernel(uint32_t* out) {
     out[t] = r[0];
 }
 __global__ void ldmatrix_beyond_kernel(uint32_t* out) {
+    if (threadIdx.x == 0)
+        for (int i = 0; i < 16; i++) shared_as<Shared>().bytes[i] = 0;
+    __syncwarp();
     uint32_t r[4];
     const uint32_t row[1] = {threadIdx.x == 31 ? 1024u : 0u};
     ldmatrix_x4(r, row);
@@ -53,7 +56,9 @@ __global__ void foreign_address_kernel(float* out) {
 }
 
 std::string reported;
-void record(const char* text) { reported = text; }
+void record(const char* text) {
+    reported = text;
+}
 
 template <class... P, class... A>
 std::string report_of(void (*kernel)(P...), dim3 grid, A... args) {
@@ -95,7 +100,8 @@ TEST_CASE("misused PTX instructions are reported", "[ptx]") {
     require(report_of(misaligned_word_kernel, 1, floats.data),
             {"cp_async_4: the shared address is 2 bytes off a multiple of 4", "thread (3,0,0)"});
     require(report_of(copy_beyond_kernel, 1, floats.data), {"cp_async_16: 16 bytes at 1024 of 1024"});
-    require(report_of(foreign_address_kernel, 1, floats.data), {"does not lie in shared memory", "foreign_address_kernel"});
+    require(report_of(foreign_address_kernel, 1, floats.data),
+            {"does not lie in shared memory", "foreign_address_kernel"});
 }
 
 #endif

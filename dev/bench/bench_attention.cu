@@ -10,7 +10,8 @@ namespace {
 constexpr int NAIVE_THREADS = 128;
 
 // One thread per query: scores are computed twice, for the maximum and for the sum. out (B,T,NH*HS), lse (B,NH,T)
-__global__ void naive_forward_kernel(floatX* out, float* lse, const floatX* qkv, int B, int T, int NH, int NKV, int HS) {
+__global__ void naive_forward_kernel(floatX* out, float* lse, const floatX* qkv, int B, int T, int NH, int NKV,
+                                     int HS) {
     const int64_t i = static_cast<int64_t>(blockIdx.x) * NAIVE_THREADS + threadIdx.x;
     if (i >= static_cast<int64_t>(B) * NH * T) return;
     const int t = static_cast<int>(i % T), h = static_cast<int>(i / T % NH), b = static_cast<int>(i / T / NH);
@@ -34,11 +35,13 @@ __global__ void naive_forward_kernel(floatX* out, float* lse, const floatX* qkv,
         sum += p;
         for (int d = 0; d < HS; d++) acc[d] += p * to_float(v[j * row + d]);
     }
-    for (int d = 0; d < HS; d++) out[(static_cast<int64_t>(b) * T + t) * NH * HS + h * HS + d] = from_float<floatX>(acc[d] / sum);
+    for (int d = 0; d < HS; d++)
+        out[(static_cast<int64_t>(b) * T + t) * NH * HS + h * HS + d] = from_float<floatX>(acc[d] / sum);
     lse[i] = maximum + logf(sum);
 }
 
-// One thread per query (dQ) or, where blockIdx.y is 1, per key of each key head (dK, dV). The arrays are attention_backward's.
+// One thread per query (dQ) or, where blockIdx.y is 1, per key of each key head (dK, dV). The arrays are
+// attention_backward's.
 __global__ void naive_backward_kernel(floatX* dqkv, const floatX* dout, const floatX* qkv, const floatX* out,
                                       const float* lse, int B, int T, int NH, int NKV, int HS) {
     const int64_t i = static_cast<int64_t>(blockIdx.x) * NAIVE_THREADS + threadIdx.x;
@@ -46,7 +49,8 @@ __global__ void naive_backward_kernel(floatX* dqkv, const floatX* dout, const fl
     const int heads = of_key ? NKV : NH, group = NH / NKV;
     if (i >= static_cast<int64_t>(B) * heads * T) return;
     const int t = static_cast<int>(i % T), mine = static_cast<int>(i / T % heads), b = static_cast<int>(i / T / heads);
-    const int64_t row = static_cast<int64_t>(NH + 2 * NKV) * HS, first = b * T * row, width = static_cast<int64_t>(NH) * HS;
+    const int64_t row = static_cast<int64_t>(NH + 2 * NKV) * HS, first = b * T * row,
+                  width = static_cast<int64_t>(NH) * HS;
     const float scale = 1.0f / sqrtf(static_cast<float>(HS));
     float acc[256], more[256];
     for (int d = 0; d < HS; d++) acc[d] = more[d] = 0.0f;
@@ -122,9 +126,10 @@ void bench_one(int B, int T, int NH, int NKV, int HS) {
     });
     const double backward =
         time_us([&] { attention_backward(dqkv, scratch, dout, qkv, out, lse, B, T, NH, NKV, HS, nullptr); });
-    bench_report({"attention_backward", shape, backward, 0, 5 * product, naive_backward, "one thread per query and key"});
-    for (void* p : {static_cast<void*>(qkv), static_cast<void*>(dout), static_cast<void*>(out), static_cast<void*>(dqkv),
-                    static_cast<void*>(lse), scratch})
+    bench_report(
+        {"attention_backward", shape, backward, 0, 5 * product, naive_backward, "one thread per query and key"});
+    for (void* p : {static_cast<void*>(qkv), static_cast<void*>(dout), static_cast<void*>(out),
+                    static_cast<void*>(dqkv), static_cast<void*>(lse), scratch})
         CUDA_CHECK(cudaFree(p));
 }
 

@@ -67,12 +67,15 @@ void seam(int64_t N, int C) {
         NormKind kind;
         int forward, backward;  // moves of N*C elements
     };
-    for (const Case& c : {Case{"pre", false, false, true, NormKind::layer, 4, 4}, Case{"pre rms", false, false, true, NormKind::rms, 4, 4},
-                          Case{"post", false, true, false, NormKind::layer, 4, 3}, Case{"sandwich", true, false, true, NormKind::layer, 4, 6},
+    for (const Case& c : {Case{"pre", false, false, true, NormKind::layer, 4, 4},
+                          Case{"pre rms", false, false, true, NormKind::rms, 4, 4},
+                          Case{"post", false, true, false, NormKind::layer, 4, 3},
+                          Case{"sandwich", true, false, true, NormKind::layer, 4, 6},
                           Case{"all norms", true, true, true, NormKind::layer, 5, 7}}) {
         SeamShape dims{N, C, c.kind, 1e-5f};
         SeamForward f{x.data, u.data, x_new.data, c.in ? z.data : nullptr, c.post ? p.data : nullptr, {}, {}, {}};
-        SeamBackward b{d.data, c.in ? z.data : nullptr, x_new.data, c.post ? p.data : nullptr, c.out ? u.data : nullptr, x.data, c.out ? z.data : x.data, {}, {}, {}};
+        SeamBackward b{d.data, c.in ? z.data : nullptr, x_new.data, c.post ? p.data : nullptr, c.out ? u.data : nullptr,
+                       x.data, c.out ? z.data : x.data, {}, {}, {}};
         if (c.out) f.out = b.out = norm(0);
         if (c.post) f.post = b.post = norm(1);
         if (c.in) f.in = b.in = norm(2);

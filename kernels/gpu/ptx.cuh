@@ -36,7 +36,8 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[MB][NB][4], const uint32
             asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
                 : "+f"(d[m][n][0]), "+f"(d[m][n][1]), "+f"(d[m][n][2]), "+f"(d[m][n][3])
-                : "r"(a[4 * m]), "r"(a[4 * m + 1]), "r"(a[4 * m + 2]), "r"(a[4 * m + 3]), "r"(b[2 * n]), "r"(b[2 * n + 1]));
+                : "r"(a[4 * m]), "r"(a[4 * m + 1]), "r"(a[4 * m + 2]), "r"(a[4 * m + 3]), "r"(b[2 * n]),
+                  "r"(b[2 * n + 1]));
     }
 }
 
@@ -90,16 +91,20 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[N], const uint32
 
 // 16 bytes to `to` (a shared_address): the first `bytes` (0..16) from `from`, zeros after them. Both 16-byte aligned.
 __device__ __forceinline__ void cp_async_16(uint32_t to, const void* from, int bytes = 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(__cvta_generic_to_global(from)), "r"(bytes)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(__cvta_generic_to_global(from)),
+                 "r"(bytes)
                  : "memory");
 }
 // The same with 4 bytes, 4-byte aligned; `bytes` is 4 or 0.
 __device__ __forceinline__ void cp_async_4(uint32_t to, const void* from, int bytes = 4) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(to), "l"(__cvta_generic_to_global(from)), "r"(bytes)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(to), "l"(__cvta_generic_to_global(from)),
+                 "r"(bytes)
                  : "memory");
 }
 // Ends a group.
-__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+__device__ __forceinline__ void cp_async_commit() {
+    asm volatile("cp.async.commit_group;\n" ::: "memory");
+}
 // Waits until at most the newest N groups are still on their way.
 template <int N>
 __device__ __forceinline__ void cp_async_wait() {
