@@ -392,32 +392,55 @@ void run_blocks(const Launch& launch, std::atomic<uint64_t>& next, uint64_t bloc
     self = {};
 }
 
-// Leaves the running lane and runs `next`.
-SIMT_INLINE void switch_to(Machine& m, unsigned next) {
+// Makes `next` the running lane: the stack to go on with, and its context; null when it is the one that runs already.
+SIMT_INLINE Context prepare_switch(Machine& m, unsigned next, Stack*& target) {
     unsigned me = self.thread;
     take(m, next);
-    if (next == me) return;  // it was ready again, and no other lane was
+    if (next == me) return nullptr;  // it was ready again, and no other lane was
     become(m, next);
     m.stack_of[me] = m.running;
-    Stack* target = m.stack_of[next];
+    target = m.stack_of[next];
     Context to = take_context(m, next);
     if (!to) {
         target = stack_for_new_lane(m);
         to = target->context;
     }
-    jump(target, to, &m.context[me]);  // whoever comes back here has already made `me` the running lane
+    return to;
 }
 
-}  // namespace
+// Leaves the running lane and runs `next`. Whoever comes back here has already made this the running lane again.
+SIMT_INLINE void switch_to(Machine& m, unsigned next) {
+    unsigned me = self.thread;
+    Stack* target = nullptr;
+    Context to = prepare_switch(m, next, target);
+    if (to) jump(target, to, &m.context[me]);
+}
 
-void suspend() {
-    Machine& m = *machine;
+unsigned pick_or_die(Machine& m) {
     m.idle_yields = 0;
     int next = pick(m);
     if (next < 0) [[unlikely]]
         deadlock(m);
-    switch_to(m, static_cast<unsigned>(next));
+    return static_cast<unsigned>(next);
 }
+
+}  // namespace
+
+#if defined(__SANITIZE_ADDRESS__)
+void suspend() {
+    Machine& m = *machine;
+    switch_to(m, pick_or_die(m));
+}
+#else
+Departure depart() {
+    Machine& m = *machine;
+    unsigned me = self.thread;
+    Stack* target = nullptr;
+    Context to = prepare_switch(m, pick_or_die(m), target);
+    if (to) m.running = target;
+    return {&m.context[me], to};
+}
+#endif
 
 // Warp after warp, and within each warp lane after lane: nobody who waits by yielding starves another.
 void yield_lane(const char* what) {
