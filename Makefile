@@ -173,6 +173,7 @@ deps:
 bench:
 	$(MAKE) programs
 	$(BUILD)/bench
+	dev/bench/models.sh $(BUILD)
 carry:
 	dev/carry.sh .carry
 lint: compile_commands.json

@@ -229,6 +229,10 @@ MappedFile map_file(const std::string& path, const char* hint) {
 }
 
 FileWriter::FileWriter(const std::string& path) : path_(path), temporary_(path + ".tmp") {
+    // A rename would put a plain file in the place of a device or a link: /dev/stdout, say.
+    struct stat info = {};
+    if (lstat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode))
+        throw user_error("%s: not a plain file, so it cannot be replaced; give another name", path.c_str());
     fd_ = open(temporary_.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (fd_ < 0) fail("cannot be written");
 }

@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 jobs=$(nproc)
 data=data/austen
 out=runs/demo
-steps=${DEMO_STEPS:-400}
+steps=${DEMO_STEPS:-600}
 
 echo "== building"
 log=$(mktemp)

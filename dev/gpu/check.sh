@@ -47,7 +47,7 @@ python=${PYTHON:-python3}
 jobs=$(nproc)
 commit=${COMMIT:-$(git describe --always --dirty --abbrev=7 2> /dev/null || echo unknown)}
 deps=${DEPS:-$([ -d .carry ] && echo .carry)}
-tags=${KERNEL_TAGS:-"[attention],[seam],[embedding],[bias],[classifier],[adamw],[gradient_norm],[activation]"}
+tags=${KERNEL_TAGS:-"[attention],[seam],[embedding],[bias],[classifier],[adamw],[gradient_norm],[activation],[matmul],[ptx]"}
 export OMP_WAIT_POLICY=passive
 case $backend in
     cuda)
