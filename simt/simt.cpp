@@ -460,27 +460,6 @@ void yield_lane(const char* what) {
     }
 }
 
-void release_block(Block& b) {
-    b.waiting = 0;
-    for (unsigned w = 0; w < b.num_warps; w++) {
-        b.warps[w].ready |= b.warps[w].at_block;
-        b.warps[w].at_block = 0;
-    }
-    // The running lane, if it stood at the barrier, goes on by itself.
-    self.warp->ready &= ~(1u << self.lane);
-    check_block_synced(b);
-}
-
-Local* find_local(const void* type) {
-    for (Local* l = self.block->locals; l; l = l->next)
-        if (l->type == type) return l;
-    return nullptr;
-}
-
-Local* add_local(const void* type, void* object, void (*destroy)(void*)) {
-    return self.block->locals = new Local{type, object, destroy, self.block->locals};
-}
-
 void abandon_block() {
     Machine& m = *machine;
     Context nowhere = nullptr;
