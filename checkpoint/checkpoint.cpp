@@ -73,7 +73,7 @@ std::vector<int64_t> checkpoint_steps(const std::string& run) {
 std::string checkpoint_save(const std::string& run, const RunState& state, const ModelConfig& config,
                             const Registry& registry, const Arrays& arrays, Dtype dtype,
                             const std::vector<std::string>& files) {
-    const std::string final_path = checkpoint_path(run, state.step), path = final_path + ".tmp";
+    std::string final_path = checkpoint_path(run, state.step), path = final_path + ".tmp";
     remove_folder(path);
     make_folders(path);
     std::vector<std::string> names = {"config.json", "model.safetensors"};
