@@ -33,15 +33,15 @@ OBJ := $(BUILD)/obj
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 
 # ---- sources --------------------------------------------------------------------------------------------------------
-KERNELS := $(wildcard kernels/*.cu residual/*.cu optimizer/*.cu)
+KERNELS := $(wildcard kernels/*.cu residual/*.cu residual/*.cpp optimizer/*.cu)
 LIBRARY := $(wildcard model/*.cu model/*.cpp parallel/*.cpp optimizer/*.cpp dataloader/*.cpp checkpoint/*.cpp \
              eval/*.cpp driver/*.cpp driver/*.cu)
 SIMT := $(if $(filter cpu,$(BACKEND)),$(wildcard simt/*.cpp))
 BENCH := $(wildcard dev/bench/bench*.cu)
 PROGRAMS := train_gpt2 eval_gpt2 sample_gpt2 tokenize bench
 # Tests of kernels and of the CPU machine need no model: they are what the check and asan variants build.
-KERNEL_TESTS := $(wildcard $(addprefix tests/test_,$(addsuffix .c*,simt* ptx matmul cublaslt activation attention* seam \
-                  embedding bias classifier adamw gradient_norm nccl)))
+KERNEL_TESTS := $(wildcard $(addprefix tests/test_,$(addsuffix .c*,simt* ptx matmul cublaslt activation attention* seam depth_attention \
+                  embedding bias classifier rope swiglu adamw gradient_norm nccl hc mhc)))
 ALL_TESTS := $(wildcard tests/test_*.cpp tests/test_*.cu) tests/run_program.cpp
 TESTS := $(if $(VARIANT),$(KERNEL_TESTS),$(if $(filter cuda,$(BACKEND)),$(filter-out tests/test_simt%,$(ALL_TESTS)),$(ALL_TESTS)))
 

@@ -311,6 +311,7 @@ static void save_checkpoint(Run& run) {
 static int train_loop(Run& run) {
     const TrainOptions& o = run.options;
     UpdateSettings settings;
+    settings.peak_lr = o.lr;
     settings.beta1 = o.beta1;
     settings.beta2 = o.beta2;
     settings.eps = o.eps;
@@ -327,6 +328,7 @@ static int train_loop(Run& run) {
     int skips = 0;
 
     for (int number : {SIGINT, SIGTERM, SIGUSR1}) std::signal(number, on_signal);  // mpirun passes only the last one on
+    model_set_time(*run.model, run.state.step, run.micro_steps);
     for (int64_t step = run.state.step + 1; step <= o.steps; step++) {
         const double step_start = seconds_now();
         for (int64_t micro = 0; micro < run.micro_steps; micro++) {

@@ -10,10 +10,9 @@
 #include "driver/cli.h"
 #include "driver/toml.h"
 #include "kernels/error.h"
+#include "residual/rules.h"
 
 namespace {
-
-const std::vector<std::string> activation_names = {"gelu_new", "gelu"};  // in the order of Activation
 
 std::string list_of(const std::vector<std::string>& names) {
     std::string text;
@@ -43,28 +42,34 @@ void check_belongs(bool given, const char* option, const char* needs) {
 
 void add_model_options(CLI::App& app, TrainOptions& o, bool& bias, bool& tie) {
     const char* group = "Model";
-    app.add_option("--model", o.model, "preset: gpt2-nano, gpt2, gpt2-medium, ... (--help-models prints them whole)")
+    app.add_option("--model", o.model, "preset: gpt2-nano, gpt2, ..., llama-71m, ... (--help-models prints them whole)")
         ->group(group);
     app.add_option("--init-from", o.init_from, "checkpoint, run or Hugging Face folder: its architecture and weights")
         ->group(group)
         ->type_name("DIR");
     app.add_option("--layers", o.layers, "transformer blocks [preset]")->group(group);
     app.add_option("--heads", o.heads, "attention heads [preset]")->group(group);
-    app.add_option("--kv-heads", o.kv_heads, "key and value heads [preset]")->group(group);
+    app.add_option("--kv-heads", o.kv_heads, "key and value heads, llama only [as many as --heads]")->group(group);
     app.add_option("--channels", o.channels, "width of the stream [preset]")->group(group);
     app.add_option("--context", o.context, "longest sequence [preset]")->group(group);
     app.add_option("--vocab", o.vocab, "vocabulary [preset]")->group(group);
-    app.add_option("--ffn", o.ffn, "width of the MLP [preset; 4x --channels where the preset has that ratio]")
+    app.add_option("--ffn", o.ffn, "width of the MLP [gpt2: 4x --channels; llama: preset]")->group(group);
+    app.add_option("--init", o.init, "initial weights: " + list_of(init_names()) + " [preset]")->group(group);
+    app.add_option("--activation", o.activation, "gpt2: gelu_new (tanh) or gelu (exact); llama: swiglu [preset]")
         ->group(group);
-    app.add_option("--init", o.init, "initial weights: normal02, gpt2_scaled [preset]")->group(group);
-    app.add_option("--activation", o.activation, "gelu_new (tanh) or gelu (exact) [preset]")->group(group);
-    app.add_flag("--bias,!--no-bias", bias, "biases in linear maps and norms [preset]")->group(group);
+    app.add_flag("--bias,!--no-bias", bias, "biases in linear maps and norms, gpt2 only [preset]")->group(group);
     app.add_flag("--tie,!--no-tie", tie, "head = token embedding [preset]")->group(group);
     app.add_option("--norm-eps", o.norm_eps, "epsilon of the norms [preset]")->group(group);
     app.add_option("--rope-theta", o.rope_theta, "base of the rotary angles, llama only [preset]")->group(group);
-    app.add_option("--norm", o.norm, "norm scheme: pre [pre]")->group(group)->type_name("SCHEME");
-    app.add_option("--residual", o.residual, "residual rule: vanilla [vanilla]")->group(group)->type_name("RULE");
-    app.add_option("--residual-opt", o.residual_opt, "option of the residual rule; repeatable")
+    std::string rules;
+    for (const RuleSummary& rule : rule_summaries()) rules += (rules.empty() ? "" : ", ") + rule.name;
+    app.add_option("--norm", o.norm, "norm scheme: " + scheme_names() + " [pre]")->group(group)->type_name("SCHEME");
+    app.add_option("--residual", o.residual,
+                   "residual rule: " + rules + "; +prores multiplies its branches by ProRes's schedule, +value adds the "
+                   "value residual; prores alone is vanilla+prores [vanilla]")
+        ->group(group)
+        ->type_name("RULE[+prores][+value]");
+    app.add_option("--residual-opt", o.residual_opt, "option of the residual rule or norm scheme; repeatable")
         ->group(group)
         ->type_name("KEY=VALUE")
         ->take_all()
@@ -155,9 +160,11 @@ void print_presets() {
         printf("%s: %s\n", preset.name.c_str(), preset.summary.c_str());
         printf("    --layers %d --heads %d --kv-heads %d --channels %d --context %d --vocab %d --ffn %d\n", c.layers,
                c.heads, c.kv_heads, c.channels, c.context, c.vocab, c.ffn);
-        printf("    --init %s --activation %s --%sbias --%stie --norm-eps %g --norm %s --residual %s\n", c.init.c_str(),
-               activation_names[static_cast<size_t>(c.activation)].c_str(), c.bias ? "" : "no-", c.tie ? "" : "no-",
-               static_cast<double>(c.norm_eps), c.norm_scheme.c_str(), c.residual.c_str());
+        printf("    --init %s --activation %s --%sbias --%stie --norm-eps %g", c.init.c_str(),
+               activation_names()[static_cast<size_t>(c.activation)].c_str(), c.bias ? "" : "no-", c.tie ? "" : "no-",
+               static_cast<double>(c.norm_eps));
+        if (c.arch == Arch::llama) printf(" --rope-theta %g", static_cast<double>(c.rope_theta));
+        printf(" --norm %s --residual %s\n", c.norm_scheme.c_str(), c.residual.c_str());
     }
 }
 
@@ -212,7 +219,7 @@ void check_model(const TrainOptions& o) {
     fixed("--tie", o.tie.has_value());
     fixed("--norm-eps", o.norm_eps.has_value());
     fixed("--rope-theta", o.rope_theta.has_value());
-    if (o.activation) check_choice("--activation", *o.activation, activation_names);
+    if (o.activation) check_choice("--activation", *o.activation, activation_names());
     for (const std::string& pair : o.residual_opt) {
         if (pair.find('=') == std::string::npos || pair[0] == '=')
             throw user_error("--residual-opt %s: it is written KEY=VALUE", pair.c_str());
@@ -307,7 +314,8 @@ ModelConfig options_config(const TrainOptions& o, const std::string& folder, std
         c = config_from_json(read_text(path), path, notes);
     } else {
         c = preset_config(o.model);
-        const bool usual_ffn = c.ffn == 4 * c.channels, usual_kv = c.kv_heads == c.heads;
+        // What follows from another choice as long as it is not chosen itself.
+        const bool usual_ffn = c.arch == Arch::gpt2 && c.ffn == 4 * c.channels, usual_kv = c.kv_heads == c.heads;
         c.layers = o.layers.value_or(c.layers);
         c.heads = o.heads.value_or(c.heads);
         c.kv_heads = o.kv_heads.value_or(usual_kv ? c.heads : c.kv_heads);
@@ -316,7 +324,7 @@ ModelConfig options_config(const TrainOptions& o, const std::string& folder, std
         c.context = o.context.value_or(c.context);
         c.vocab = o.vocab.value_or(c.vocab);
         c.init = o.init.value_or(c.init);
-        if (o.activation) c.activation = static_cast<Activation>(index_of(activation_names, *o.activation));
+        if (o.activation) c.activation = static_cast<Activation>(index_of(activation_names(), *o.activation));
         c.bias = o.bias.value_or(c.bias);
         c.tie = o.tie.value_or(c.tie);
         c.norm_eps = static_cast<float>(o.norm_eps.value_or(static_cast<double>(c.norm_eps)));
@@ -324,11 +332,15 @@ ModelConfig options_config(const TrainOptions& o, const std::string& folder, std
             throw user_error("--rope-theta belongs to the llama models, and %s has no rotary angles", o.model.c_str());
         c.rope_theta = static_cast<float>(o.rope_theta.value_or(static_cast<double>(c.rope_theta)));
     }
+    // Options of a rule or scheme go with it; those of the other one stay.
+    auto drop_options = [&](bool of_scheme) {
+        std::erase_if(c.residual_options, [&](const auto& option) { return is_scheme_option(option.first) == of_scheme; });
+    };
+    if (o.norm && *o.norm != c.norm_scheme) drop_options(true);
+    if (o.residual && *o.residual != c.residual) drop_options(false);
     c.norm_scheme = o.norm.value_or(c.norm_scheme);
-    if (o.residual && *o.residual != c.residual) {
-        c.residual = *o.residual;
-        c.residual_options.clear();
-    }
+    c.residual = o.residual.value_or(c.residual);
+    if (!o.init && c.init == "gpt2_scaled" && c.norm_scheme != "pre") c.init = "normal02";  // it is made for pre alone
     for (const std::string& pair : o.residual_opt) {
         const size_t equals = pair.find('=');
         c.residual_options[pair.substr(0, equals)] = pair.substr(equals + 1);

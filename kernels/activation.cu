@@ -115,6 +115,7 @@ dim3 grid_for(int64_t packs) {
 }  // namespace
 
 void activation_forward(floatX* out, const floatX* pre, Activation act, int64_t n, cudaStream_t stream) {
+    CHECK(act != Activation::swiglu);
     int64_t packs = packs_of(n);
     auto kernel = act == Activation::gelu_new ? forward_kernel<GeluNew> : forward_kernel<Gelu>;
     launch(kernel, grid_for(packs), dim3(THREADS), 0, stream, out, pre, packs);
@@ -122,6 +123,7 @@ void activation_forward(floatX* out, const floatX* pre, Activation act, int64_t 
 
 void activation_backward(floatX* dpre, const floatX* dout, const floatX* pre, Activation act, int64_t n,
                          cudaStream_t stream) {
+    CHECK(act != Activation::swiglu);
     int64_t packs = packs_of(n);
     auto kernel = act == Activation::gelu_new ? backward_kernel<GeluNew> : backward_kernel<Gelu>;
     launch(kernel, grid_for(packs), dim3(THREADS), 0, stream, dpre, dout, pre, packs);

@@ -1,5 +1,5 @@
-// dbias[c] += SUM_n dout[n,c], in two stages: blocks of 32 packs by ROWS rows walk over the rows; then the blocks'
-// partial sums are added (kernels/partials.cuh).
+// dbias[c] += scale * SUM_n dout[n,c], in two stages: blocks of 32 packs by ROWS rows walk over the rows; then their
+// partial sums, scaled, are added (kernels/partials.cuh).
 #include "kernels/bias.cuh"
 
 #include "kernels/partials.cuh"
@@ -15,7 +15,7 @@ struct Shared {
 
 // partial (gridDim.y, OC)
 __global__ void __launch_bounds__(WARP* ROWS)
-    column_sums_kernel(float* partial, const floatX* dout, int64_t N, int OC) {
+    column_sums_kernel(float* partial, const floatX* dout, const float* scale, int64_t N, int OC) {
     Shared& shared = shared_as<Shared>();
     int c = (blockIdx.x * WARP + threadIdx.x) * PackX::size;
     float sum[PackX::size] = {};
@@ -31,11 +31,12 @@ __global__ void __launch_bounds__(WARP* ROWS)
     for (int j = 0; j < PackX::size; j++) shared.sum[threadIdx.y][threadIdx.x * PackX::size + j] = sum[j];
     __syncthreads();
     // Now one column per thread.
+    const float factor = scale ? *scale : 1.0f;
     for (int i = threadIdx.y * WARP + threadIdx.x; i < SLAB; i += ROWS * WARP) {
         float total = 0.0f;
         for (int y = 0; y < ROWS; y++) total += shared.sum[y][i];
         int column = blockIdx.x * SLAB + i;
-        if (column < OC) partial[static_cast<int64_t>(blockIdx.y) * OC + column] = total;
+        if (column < OC) partial[static_cast<int64_t>(blockIdx.y) * OC + column] = factor * total;
     }
 }
 
@@ -46,14 +47,16 @@ int max_row_blocks(int OC) { return ceil_div(multiprocessors() * 4, ceil_div(OC,
 
 size_t bias_scratch_bytes(int OC) { return sizeof(float) * static_cast<size_t>(max_row_blocks(OC)) * OC; }
 
-void bias_backward(float* dbias, const floatX* dout, float* scratch, int64_t N, int OC, cudaStream_t stream) {
+void bias_backward(float* dbias, const floatX* dout, float* scratch, int64_t N, int OC, cudaStream_t stream,
+                   const float* scale) {
     CHECK(OC > 0 && OC % PackX::size == 0);
     if (N == 0) return;
     int64_t needed = ceil_div(N, static_cast<int64_t>(ROWS));
     int row_blocks = max_row_blocks(OC);
     if (needed < row_blocks) row_blocks = static_cast<int>(needed);
     dim3 grid(ceil_div(OC, SLAB), row_blocks);
-    launch(column_sums_kernel, grid, dim3(WARP, ROWS), sizeof(Shared), stream, scratch, dout, N, OC);
+    launch(column_sums_kernel, grid, dim3(WARP, ROWS), sizeof(Shared), stream, scratch, dout, scale, N,
+           OC);
     PartialTargets target;
     target.total[0] = dbias;
     add_partials(target, scratch, row_blocks, 1, OC, stream);

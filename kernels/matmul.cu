@@ -23,7 +23,7 @@ constexpr cudaDataType_t data_type() {
     return sizeof(T) == 2 ? CUDA_R_16BF : CUDA_R_32F;
 }
 
-// D (m x n) = op(A) (m x k) op(B) (k x n), column-major, densely packed; accumulate: += .
+// D (m x n) = alpha op(A) (m x k) op(B) (k x n), column-major, densely packed; accumulate: += .
 struct Product {
     int m, n, k;
     cublasOperation_t op_a, op_b;
@@ -32,8 +32,10 @@ struct Product {
     cudaDataType_t d_type = data_type<floatX>();
     bool accumulate = false;
     cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
-    const void* bias = nullptr;  // (m)
-    void* aux = nullptr;         // (m x n), the GELU's argument
+    const void* bias = nullptr;    // (m)
+    void* aux = nullptr;           // (m x n), the GELU's argument
+    const float* alpha = nullptr;  // in device memory; null: 1
+    int ld_a = 0, ld_d = 0;        // leading dimensions where a matrix is part of a wider one; 0: dense
 };
 
 // The largest power of two up to 256 that divides the address: what the heuristic may count on.
@@ -44,7 +46,7 @@ uint32_t alignment(const void* p) {
 
 // What decides which algorithm runs.
 struct Key {
-    int m, n, k, op_a, op_b, d_type, accumulate, epilogue;
+    int m, n, k, op_a, op_b, d_type, accumulate, epilogue, device_scalars, ld_a, ld_d;
     uint32_t align_a, align_b, align_d, align_bias, align_aux;
     explicit Key(const Product& p)
         : m(p.m),
@@ -55,6 +57,9 @@ struct Key {
           d_type(p.d_type),
           accumulate(p.accumulate),
           epilogue(p.epilogue),
+          device_scalars(p.alpha != nullptr),
+          ld_a(p.ld_a),
+          ld_d(p.ld_d),
           align_a(alignment(p.a)),
           align_b(alignment(p.b)),
           align_d(alignment(p.d)),
@@ -62,7 +67,7 @@ struct Key {
           align_aux(alignment(p.aux)) {}
     bool operator==(const Key&) const = default;
 };
-static_assert(sizeof(Key) == 13 * 4, "no padding: the hash reads its bytes");
+static_assert(sizeof(Key) == 16 * 4, "no padding: the hash reads its bytes");
 
 struct KeyHash {
     size_t operator()(const Key& key) const {  // FNV-1a
@@ -96,10 +101,10 @@ void set_pointers(const Plan& plan, const Product& p) {
 }
 
 std::string describe(const Product& p) {
-    return format("m=%d n=%d k=%d op_a=%d op_b=%d inputs %s, output %s, epilogue %d%s, alignments %u %u %u", p.m, p.n,
+    return format("m=%d n=%d k=%d op_a=%d op_b=%d inputs %s, output %s, epilogue %d%s%s, alignments %u %u %u", p.m, p.n,
                   p.k, p.op_a, p.op_b, sizeof(floatX) == 2 ? "bf16" : "fp32", p.d_type == CUDA_R_16BF ? "bf16" : "fp32",
-                  static_cast<int>(p.epilogue), p.accumulate ? ", accumulating" : "", alignment(p.a), alignment(p.b),
-                  alignment(p.d));
+                  static_cast<int>(p.epilogue), p.accumulate ? ", accumulating" : "",
+                  p.alpha ? ", alpha in device memory" : "", alignment(p.a), alignment(p.b), alignment(p.d));
 }
 
 Plan make_plan(cublasLtHandle_t handle, const Product& p) {
@@ -109,19 +114,21 @@ Plan make_plan(cublasLtHandle_t handle, const Product& p) {
     set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSA, p.op_a);
     set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSB, p.op_b);
     set(plan.desc, CUBLASLT_MATMUL_DESC_EPILOGUE, p.epilogue);
+    if (p.alpha) set(plan.desc, CUBLASLT_MATMUL_DESC_POINTER_MODE, CUBLASLT_POINTER_MODE_DEVICE);
     if (p.bias) set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, data_type<floatX>());
     if (p.aux) set(plan.desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, static_cast<int64_t>(p.m));
     set_pointers(plan, p);  // their alignment matters to the heuristic
 
-    auto layout = [](cudaDataType_t type, int rows, int cols) {
+    auto layout = [](cudaDataType_t type, int rows, int cols, int ld = 0) {
         cublasLtMatrixLayout_t made = nullptr;
-        CUBLAS_CHECK(
-            cublasLtMatrixLayoutCreate(&made, type, static_cast<uint64_t>(rows), static_cast<uint64_t>(cols), rows));
+        CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&made, type, static_cast<uint64_t>(rows), static_cast<uint64_t>(cols),
+                                                ld ? ld : rows));
         return made;
     };
-    plan.a = p.op_a == CUBLAS_OP_N ? layout(data_type<floatX>(), p.m, p.k) : layout(data_type<floatX>(), p.k, p.m);
+    plan.a = p.op_a == CUBLAS_OP_N ? layout(data_type<floatX>(), p.m, p.k, p.ld_a)
+                                   : layout(data_type<floatX>(), p.k, p.m, p.ld_a);
     plan.b = p.op_b == CUBLAS_OP_N ? layout(data_type<floatX>(), p.k, p.n) : layout(data_type<floatX>(), p.n, p.k);
-    plan.d = layout(p.d_type, p.m, p.n);
+    plan.d = layout(p.d_type, p.m, p.n, p.ld_d);
 
     cublasLtMatmulPreference_t preference = nullptr;
     CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
@@ -162,6 +169,7 @@ void destroy_plan(const Plan& plan) {
 struct Matmul {
     cublasLtHandle_t handle = nullptr;
     void* workspace = nullptr;
+    float* zero_one = nullptr;  // (2) in device memory: where alpha is there, beta must be as well
     std::unordered_map<Key, Plan, KeyHash> plans;
 };
 
@@ -169,12 +177,16 @@ Matmul* matmul_create() {
     auto* mm = new Matmul;
     CUBLAS_CHECK(cublasLtCreate(&mm->handle));
     CUDA_CHECK(cudaMalloc(&mm->workspace, WORKSPACE_BYTES));
+    const float zero_one[2] = {0.0f, 1.0f};
+    CUDA_CHECK(cudaMalloc(reinterpret_cast<void**>(&mm->zero_one), sizeof zero_one));
+    CUDA_CHECK(cudaMemcpy(mm->zero_one, zero_one, sizeof zero_one, cudaMemcpyHostToDevice));
     return mm;
 }
 
 void matmul_destroy(Matmul* mm) {
     if (!mm) return;
     for (const auto& [key, plan] : mm->plans) destroy_plan(plan);
+    CUDA_CHECK(cudaFree(mm->zero_one));
     CUDA_CHECK(cudaFree(mm->workspace));
     CUBLAS_CHECK(cublasLtDestroy(mm->handle));
     delete mm;
@@ -192,8 +204,10 @@ bool try_multiply(Matmul* mm, const Product& p, cudaStream_t stream) {
     if (!plan.supported) return false;
 
     set_pointers(plan, p);
-    const float alpha = 1.0f, beta = p.accumulate ? 1.0f : 0.0f;
-    cublasStatus_t status = cublasLtMatmul(mm->handle, plan.desc, &alpha, p.a, plan.a, p.b, plan.b, &beta, p.d, plan.d,
+    const float one = 1.0f, accumulated = p.accumulate ? 1.0f : 0.0f;
+    const float* alpha = p.alpha ? p.alpha : &one;
+    const float* beta = p.alpha ? mm->zero_one + (p.accumulate ? 1 : 0) : &accumulated;
+    cublasStatus_t status = cublasLtMatmul(mm->handle, plan.desc, alpha, p.a, plan.a, p.b, plan.b, beta, p.d, plan.d,
                                            p.d, plan.d, &plan.algo, mm->workspace, WORKSPACE_BYTES, stream);
     if (status != CUBLAS_STATUS_SUCCESS) {
         programming_error("matmul: cublasLtMatmul",
@@ -210,8 +224,7 @@ void multiply(Matmul* mm, const Product& p, cudaStream_t stream) {
 }
 
 // out^T (OC x N) = weight (OC,C) inp^T
-Product forward_product(floatX* out, const floatX* inp, const floatX* weight, const floatX* bias, int N, int C,
-                        int OC) {
+Product forward_product(void* out, const floatX* inp, const floatX* weight, const floatX* bias, int N, int C, int OC) {
     Product p{.m = OC, .n = N, .k = C, .op_a = CUBLAS_OP_T, .op_b = CUBLAS_OP_N, .a = weight, .b = inp, .d = out};
     if (bias) p.epilogue = CUBLASLT_EPILOGUE_BIAS;
     p.bias = bias;
@@ -219,8 +232,11 @@ Product forward_product(floatX* out, const floatX* inp, const floatX* weight, co
 }
 
 // dinp^T (C x N) = weight^T (C x OC) dout^T
-Product backward_input_product(floatX* dinp, const floatX* dout, const floatX* weight, int N, int C, int OC) {
-    return {.m = C, .n = N, .k = OC, .op_a = CUBLAS_OP_N, .op_b = CUBLAS_OP_N, .a = weight, .b = dout, .d = dinp};
+Product backward_input_product(floatX* dinp, const floatX* dout, const floatX* weight, int N, int C, int OC,
+                               const float* alpha) {
+    Product p{.m = C, .n = N, .k = OC, .op_a = CUBLAS_OP_N, .op_b = CUBLAS_OP_N, .a = weight, .b = dout, .d = dinp};
+    p.alpha = alpha;
+    return p;
 }
 
 // The library's GELU is the tanh form, and its auxiliary matrix needs a leading dimension divisible by 8.
@@ -231,14 +247,23 @@ bool may_fuse(Activation act, int rows) {
 }  // namespace
 
 void matmul_forward(Matmul* mm, floatX* out, const floatX* inp, const floatX* weight, const floatX* bias, int N, int C,
-                    int OC, cudaStream_t stream) {
-    multiply(mm, forward_product(out, inp, weight, bias, N, C, OC), stream);
+                    int OC, cudaStream_t stream, int weight_stride) {
+    Product p = forward_product(out, inp, weight, bias, N, C, OC);
+    p.ld_a = weight_stride;
+    multiply(mm, p, stream);
 }
 
 void matmul_forward_add(Matmul* mm, floatX* out, const floatX* inp, const floatX* weight, int N, int C, int OC,
                         cudaStream_t stream) {
     Product p = forward_product(out, inp, weight, nullptr, N, C, OC);
     p.accumulate = true;
+    multiply(mm, p, stream);
+}
+
+void matmul_forward_fp32(Matmul* mm, float* out, const floatX* inp, const floatX* weight, int N, int C, int OC,
+                         cudaStream_t stream) {
+    Product p = forward_product(out, inp, weight, nullptr, N, C, OC);
+    p.d_type = CUDA_R_32F;
     multiply(mm, p, stream);
 }
 
@@ -255,26 +280,28 @@ void matmul_activation_forward(Matmul* mm, floatX* out, floatX* pre, const float
 }
 
 void matmul_backward_input(Matmul* mm, floatX* dinp, const floatX* dout, const floatX* weight, int N, int C, int OC,
-                           bool accumulate, cudaStream_t stream) {
-    Product p = backward_input_product(dinp, dout, weight, N, C, OC);
+                           bool accumulate, cudaStream_t stream, const float* alpha, int weight_stride) {
+    Product p = backward_input_product(dinp, dout, weight, N, C, OC, alpha);
     p.accumulate = accumulate;
+    p.ld_a = weight_stride;
     multiply(mm, p, stream);
 }
 
 void matmul_activation_backward_input(Matmul* mm, floatX* dpre, const floatX* dout, const floatX* weight,
-                                      const floatX* pre, Activation act, int N, int C, int OC, cudaStream_t stream) {
+                                      const floatX* pre, Activation act, int N, int C, int OC, cudaStream_t stream,
+                                      const float* alpha) {
     if (may_fuse(act, C)) {
-        Product p = backward_input_product(dpre, dout, weight, N, C, OC);
+        Product p = backward_input_product(dpre, dout, weight, N, C, OC, alpha);
         p.epilogue = CUBLASLT_EPILOGUE_DGELU;
         p.aux = const_cast<floatX*>(pre);  // read only: one attribute serves both directions
         if (try_multiply(mm, p, stream)) return;
     }
-    matmul_backward_input(mm, dpre, dout, weight, N, C, OC, false, stream);
+    matmul_backward_input(mm, dpre, dout, weight, N, C, OC, false, stream, alpha);
     activation_backward(dpre, dpre, pre, act, static_cast<int64_t>(N) * C, stream);
 }
 
 void matmul_backward_weight(Matmul* mm, float* dweight, const floatX* dout, const floatX* inp, int N, int C, int OC,
-                            cudaStream_t stream) {
+                            cudaStream_t stream, const float* alpha, int weight_stride) {
     // dweight^T (C x OC) = inp^T (C x N) dout
     multiply(mm,
              {.m = C,
@@ -286,6 +313,8 @@ void matmul_backward_weight(Matmul* mm, float* dweight, const floatX* dout, cons
               .b = dout,
               .d = dweight,
               .d_type = CUDA_R_32F,
-              .accumulate = true},
+              .accumulate = true,
+              .alpha = alpha,
+              .ld_d = weight_stride},
              stream);
 }

@@ -4,7 +4,7 @@
 #pragma once
 #include "kernels/common.cuh"
 
-constexpr int MAX_PARTIAL_SUMS = 8;
+constexpr int MAX_PARTIAL_SUMS = 16;
 
 struct PartialTargets {
     float* total[MAX_PARTIAL_SUMS] = {};  // (C) fp32 each, accumulated (+=); null: that sum is not wanted

@@ -1,9 +1,12 @@
 #include "model/config.h"
 
+#include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "kernels/error.h"
+#include "model/registry.h"
 
 using nlohmann::json;
 
@@ -15,6 +18,31 @@ static ModelConfig gpt2(int layers, int heads, int channels, int context = 1024,
     config.ffn = 4 * channels;
     config.context = context;
     config.vocab = vocab;
+    return config;
+}
+
+// The sizes of the GPAS paper (arXiv 2506.22049), with its context and initialisation.
+static ModelConfig llama(int layers, int heads, int channels, int ffn) {
+    ModelConfig config;
+    config.arch = Arch::llama;
+    config.layers = layers;
+    config.heads = config.kv_heads = heads;
+    config.channels = channels;
+    config.ffn = ffn;
+    config.context = 256;
+    config.vocab = 32000;
+    config.activation = Activation::swiglu;
+    config.bias = config.tie = false;
+    config.norm_eps = 1e-6f;
+    config.init = "scaled_embed";
+    return config;
+}
+// The runs of the ProRes paper (arXiv 2603.05369): plain normal weights, as in its code; embeddings of 0.02 sqrt(C).
+static ModelConfig prores(int layers, int heads, int channels, int ffn) {
+    ModelConfig config = llama(layers, heads, channels, ffn);
+    config.context = 1024;
+    config.norm_eps = 1e-5f;
+    config.init = "prores_init";
     return config;
 }
 
@@ -31,8 +59,28 @@ const std::vector<Preset>& presets() {
              config.activation = Activation::gelu;
              return config;
          }()},
+        {"llama-71m", "71M, GPAS", llama(12, 8, 512, 1368)},
+        {"llama-130m", "134M, GPAS", llama(12, 12, 768, 2048)},
+        {"llama-250m", "247M, GPAS", llama(24, 16, 768, 2560)},
+        {"llama-350m", "368M, GPAS", llama(24, 16, 1024, 2736)},
+        {"llama-1b", "1.3B, GPAS", llama(24, 32, 2048, 5461)},
+        {"llama-7b", "6.7B, GPAS", llama(32, 32, 4096, 11008)},
+        {"llama-prores-130m", "134M, ProRes", prores(12, 12, 768, 2048)},
+        {"llama-prores-350m", "368M, ProRes", prores(24, 16, 1024, 2736)},
+        {"llama-prores-1.3b", "1.4B, ProRes", prores(24, 32, 2048, 5632)},
+        {"llama-prores-7b", "6.7B, ProRes", prores(32, 32, 4096, 11008)},
     };
     return list;
+}
+
+const std::vector<std::string>& init_names() {
+    static const std::vector<std::string> names = {"normal02", "gpt2_scaled", "scaled_embed", "prores_init", "ds_init"};
+    return names;
+}
+
+const std::vector<std::string>& activation_names() {
+    static const std::vector<std::string> names = {"gelu_new", "gelu", "swiglu"};
+    return names;
 }
 
 ModelConfig preset_config(const std::string& name) {
@@ -44,19 +92,54 @@ ModelConfig preset_config(const std::string& name) {
     throw user_error("--model %s: no such preset; there are %s", name.c_str(), known.c_str());
 }
 
+// What the two architectures allow.
+static void check_architecture(const ModelConfig& c) {
+    const std::string& activation = activation_names()[static_cast<size_t>(c.activation)];
+    if (c.arch == Arch::gpt2) {
+        if (c.kv_heads != c.heads)
+            throw user_error("--kv-heads %d: GPT-2 has as many key and value heads as query heads (%d)", c.kv_heads,
+                             c.heads);
+        if (c.activation == Activation::swiglu)
+            throw user_error("--activation swiglu belongs to the llama models; GPT-2 has gelu_new and gelu");
+        return;
+    }
+    if (c.heads % c.kv_heads != 0)
+        throw user_error("--kv-heads %d does not divide --heads %d: each is shared by equally many query heads",
+                         c.kv_heads, c.heads);
+    if (c.activation != Activation::swiglu)
+        throw user_error("--activation %s belongs to GPT-2; the llama models have swiglu", activation.c_str());
+    if (c.bias) throw user_error("--bias: the llama models have no biases");
+    if (!(c.rope_theta > 0) || !std::isfinite(c.rope_theta))
+        throw user_error("--rope-theta %g: it must be positive", static_cast<double>(c.rope_theta));
+}
+
+static void check_init(const ModelConfig& c) {
+    const std::vector<std::string>& names = init_names();
+    if (std::find(names.begin(), names.end(), c.init) == names.end()) {
+        std::string known;
+        for (const std::string& name : names) known += (known.empty() ? "" : ", ") + name;
+        throw user_error("--init %s: there is no such choice; there are: %s", c.init.c_str(), known.c_str());
+    }
+    // Embeddings of size 0.6 that are the head as well would start with logits some thirty times too large.
+    if (c.init == "gpt2_scaled" && c.norm_scheme != "pre")
+        throw user_error("--init gpt2_scaled with --norm %s: it is made for pre alone; normal02 is the usual choice here",
+                         c.norm_scheme.c_str());
+    if (c.init == "scaled_embed" && c.tie)
+        throw user_error("--init scaled_embed with --tie: its embeddings are too large for a head; use --no-tie");
+}
+
 void check_config(const ModelConfig& c) {
     auto positive = [](const char* what, int value) {
         if (value < 1) throw user_error("%s is %d: it must be at least 1", what, value);
     };
     positive("--layers", c.layers);
     positive("--heads", c.heads);
+    positive("--kv-heads", c.kv_heads);
     positive("--channels", c.channels);
     positive("--context", c.context);
     positive("--vocab", c.vocab);
     positive("--ffn", c.ffn);
-    if (c.arch == Arch::llama) throw user_error("architecture llama: this version trains gpt2 only");
-    if (c.kv_heads != c.heads)
-        throw user_error("--kv-heads %d: GPT-2 has as many key and value heads as query heads (%d)", c.kv_heads, c.heads);
+    check_architecture(c);
     if (c.channels % c.heads != 0)
         throw user_error("--channels %d is not divisible by --heads %d", c.channels, c.heads);
     // A head is a multiple of 16 bytes wide in every build, so that a checkpoint trains in each: 8 elements of bf16, 4 of fp32.
@@ -67,18 +150,58 @@ void check_config(const ModelConfig& c) {
     if (c.head_size() > 256)
         throw user_error("--channels %d / --heads %d gives heads of %d channels: at most 256 are supported", c.channels,
                          c.heads, c.head_size());
-    if (!(c.norm_eps > 0)) throw user_error("--norm-eps %g: it must be positive", c.norm_eps);
-    if (c.norm_scheme != "pre")
-        throw user_error("--norm %s with --residual %s: this version has the norm scheme pre only", c.norm_scheme.c_str(),
-                         c.residual.c_str());
-    if (c.residual != "vanilla")
-        throw user_error("--residual %s with --norm %s: this version has the rule vanilla only", c.residual.c_str(),
-                         c.norm_scheme.c_str());
-    for (const auto& [key, value] : c.residual_options)
-        throw user_error("--residual-opt %s=%s: rule %s with scheme %s does not read it", key.c_str(), value.c_str(),
-                         c.residual.c_str(), c.norm_scheme.c_str());
-    if (c.init != "normal02" && c.init != "gpt2_scaled")
-        throw user_error("--init %s: there are normal02 and gpt2_scaled", c.init.c_str());
+    if (!(c.norm_eps > 0) || !std::isfinite(c.norm_eps))
+        throw user_error("--norm-eps %g: it must be positive", static_cast<double>(c.norm_eps));
+    config_residual(c, 1, false);  // refuses unknown rules and schemes, undefined pairs, and options that nobody reads
+    check_init(c);
+}
+
+// An fp32 number that came from a short decimal, as that decimal and not its binary neighbourhood.
+static double short_decimal(float x) {
+    char text[32];
+    char* end = std::to_chars(text, text + sizeof text, x).ptr;
+    return std::stod(std::string(text, end));
+}
+
+static json gpt2_fields(const ModelConfig& c) {
+    return {
+        {"architectures", {"GPT2LMHeadModel"}},
+        {"model_type", "gpt2"},
+        {"vocab_size", c.vocab},
+        {"n_positions", c.context},
+        {"n_ctx", c.context},
+        {"n_embd", c.channels},
+        {"n_layer", c.layers},
+        {"n_head", c.heads},
+        {"n_inner", c.ffn == 4 * c.channels ? json(nullptr) : json(c.ffn)},
+        {"activation_function", activation_names()[static_cast<size_t>(c.activation)]},
+        {"layer_norm_epsilon", short_decimal(c.norm_eps)},
+        {"attn_pdrop", 0.0},
+        {"embd_pdrop", 0.0},
+        {"resid_pdrop", 0.0},
+        {"bias", c.bias},
+    };
+}
+
+static json llama_fields(const ModelConfig& c) {
+    return {
+        {"architectures", {"LlamaForCausalLM"}},
+        {"model_type", "llama"},
+        {"vocab_size", c.vocab},
+        {"max_position_embeddings", c.context},
+        {"hidden_size", c.channels},
+        {"intermediate_size", c.ffn},
+        {"num_hidden_layers", c.layers},
+        {"num_attention_heads", c.heads},
+        {"num_key_value_heads", c.kv_heads},
+        {"head_dim", c.head_size()},
+        {"hidden_act", "silu"},
+        {"rms_norm_eps", short_decimal(c.norm_eps)},
+        {"rope_theta", short_decimal(c.rope_theta)},
+        {"attention_bias", false},
+        {"mlp_bias", false},
+        {"attention_dropout", 0.0},
+    };
 }
 
 std::string config_to_json(const ModelConfig& c) {
@@ -95,33 +218,15 @@ std::string config_to_json(const ModelConfig& c) {
         }
         options[key] = value;
     }
-    // eps is an fp32 number that came from a short decimal: give back the decimal, not its binary neighbourhood.
-    double eps = std::stod(format("%.7g", c.norm_eps));
-    json j = {
-        {"architectures", {"GPT2LMHeadModel"}},
-        {"model_type", "gpt2"},
-        {"vocab_size", c.vocab},
-        {"n_positions", c.context},
-        {"n_ctx", c.context},
-        {"n_embd", c.channels},
-        {"n_layer", c.layers},
-        {"n_head", c.heads},
-        {"n_inner", c.ffn == 4 * c.channels ? json(nullptr) : json(c.ffn)},
-        {"activation_function", c.activation == Activation::gelu ? "gelu" : "gelu_new"},
-        {"layer_norm_epsilon", eps},
-        {"attn_pdrop", 0.0},
-        {"embd_pdrop", 0.0},
-        {"resid_pdrop", 0.0},
-        {"tie_word_embeddings", c.tie},
-        {"bias", c.bias},
-        {"initializer_range", 0.02},
-        {"torch_dtype", "float32"},
-        {"norm_scheme", c.norm_scheme},
-        {"residual", c.residual},
-        {"residual_options", options},
-        {"residual_step", c.residual_step},
-        {"residual_init", c.init},
-    };
+    json j = c.arch == Arch::llama ? llama_fields(c) : gpt2_fields(c);
+    j["tie_word_embeddings"] = c.tie;
+    j["initializer_range"] = 0.02;
+    j["torch_dtype"] = "float32";
+    j["norm_scheme"] = c.norm_scheme;
+    j["residual"] = c.residual;
+    j["residual_options"] = options;
+    j["residual_step"] = c.residual_step;
+    j["residual_init"] = c.init;
     return j.dump(2) + "\n";
 }
 
@@ -145,19 +250,18 @@ static int required(const json& j, const char* key, const std::string& path) {
     return static_cast<int>(value);
 }
 
-ModelConfig config_from_json(const std::string& text, const std::string& path, std::vector<std::string>& notes) {
-    json j = json::parse(text, nullptr, false);
-    if (j.is_discarded() || !j.is_object()) throw user_error("%s: not a JSON object", path.c_str());
-    std::string type = field<std::string>(j, "model_type", "", path);
-    if (type != "gpt2")
-        throw user_error("%s: model_type is \"%s\": this version reads gpt2 only", path.c_str(), type.c_str());
+// Dropout that the file asks for and that there is not.
+static void note_dropout(const json& j, const char* key, const std::string& path, std::vector<std::string>& notes) {
+    const double p = field<double>(j, key, 0, path);
+    if (p != 0) notes.push_back(format("%s: %s %g is ignored: there is no dropout", path.c_str(), key, p));
+}
 
+static ModelConfig read_gpt2(const json& j, const std::string& path, std::vector<std::string>& notes) {
     ModelConfig c;
     c.layers = required(j, "n_layer", path);
     c.heads = c.kv_heads = required(j, "n_head", path);
     c.channels = required(j, "n_embd", path);
     c.context = required(j, j.contains("n_positions") ? "n_positions" : "n_ctx", path);
-    c.vocab = required(j, "vocab_size", path);
     bool inner = j.contains("n_inner") && !j["n_inner"].is_null();
     c.ffn = inner ? required(j, "n_inner", path) : 4 * c.channels;
     std::string act = field<std::string>(j, "activation_function", "gelu_new", path);
@@ -171,23 +275,90 @@ ModelConfig config_from_json(const std::string& text, const std::string& path, s
     c.norm_eps = static_cast<float>(field<double>(j, "layer_norm_epsilon", 1e-5, path));
     c.tie = field<bool>(j, "tie_word_embeddings", true, path);
     c.bias = field<bool>(j, "bias", true, path);
-    c.init = field<std::string>(j, "residual_init", "gpt2_scaled", path);
+    c.init = "gpt2_scaled";
+    for (const char* key : {"attn_pdrop", "embd_pdrop", "resid_pdrop"}) note_dropout(j, key, path, notes);
+    if (field<bool>(j, "scale_attn_by_inverse_layer_idx", false, path))
+        throw user_error("%s: scale_attn_by_inverse_layer_idx is not supported", path.c_str());
+    if (!field<bool>(j, "scale_attn_weights", true, path))
+        throw user_error("%s: scale_attn_weights false is not supported", path.c_str());
+    return c;
+}
+
+// The base of the rotary angles: "rope_theta" beside the others, or inside "rope_parameters" as transformers 5 writes
+// it. Of the ways to stretch the angles ("rope_scaling", or again "rope_parameters") there is none.
+static double read_rope(const json& j, const std::string& path) {
+    double theta = field<double>(j, "rope_theta", 10000.0, path);
+    for (const char* key : {"rope_scaling", "rope_parameters"}) {
+        if (!j.contains(key) || j[key].is_null()) continue;
+        const json& rope = j[key];
+        if (!rope.is_object()) throw user_error("%s: \"%s\" is not an object", path.c_str(), key);
+        const std::string kind =
+            field<std::string>(rope, "rope_type", field<std::string>(rope, "type", "default", path), path);
+        if (kind != "default")
+            throw user_error("%s: %s of type \"%s\" is not supported, only \"default\"", path.c_str(), key,
+                             kind.c_str());
+        if (field<double>(rope, "partial_rotary_factor", 1.0, path) != 1.0)
+            throw user_error("%s: partial_rotary_factor is not supported: whole heads are turned", path.c_str());
+        const double inside = field<double>(rope, "rope_theta", theta, path);
+        if (j.contains("rope_theta") && inside != theta)
+            throw user_error("%s: rope_theta is %g, and %g in %s: which is it?", path.c_str(), theta, inside, key);
+        theta = inside;
+    }
+    return theta;
+}
+
+static ModelConfig read_llama(const json& j, const std::string& path, std::vector<std::string>& notes) {
+    ModelConfig c;
+    c.arch = Arch::llama;
+    c.layers = required(j, "num_hidden_layers", path);
+    c.heads = required(j, "num_attention_heads", path);
+    const bool grouped = j.contains("num_key_value_heads") && !j["num_key_value_heads"].is_null();
+    c.kv_heads = grouped ? required(j, "num_key_value_heads", path) : c.heads;
+    c.channels = required(j, "hidden_size", path);
+    c.ffn = required(j, "intermediate_size", path);
+    c.context = required(j, "max_position_embeddings", path);
+    if (j.contains("head_dim") && !j["head_dim"].is_null()) {
+        const int head_dim = required(j, "head_dim", path);
+        if (static_cast<int64_t>(head_dim) * c.heads != c.channels)
+            throw user_error("%s: head_dim %d is not hidden_size %d / num_attention_heads %d: this is not supported",
+                             path.c_str(), head_dim, c.channels, c.heads);
+    }
+    const std::string act = field<std::string>(j, "hidden_act", "silu", path);
+    if (act != "silu") throw user_error("%s: hidden_act \"%s\": there is silu only", path.c_str(), act.c_str());
+    c.activation = Activation::swiglu;
+    c.bias = false;
+    for (const char* key : {"attention_bias", "mlp_bias", "bias"}) {
+        if (field<bool>(j, key, false, path))
+            throw user_error("%s: %s true is not supported: the llama models have no biases", path.c_str(), key);
+    }
+    c.norm_eps = static_cast<float>(field<double>(j, "rms_norm_eps", 1e-6, path));
+    c.rope_theta = static_cast<float>(read_rope(j, path));
+    c.tie = field<bool>(j, "tie_word_embeddings", false, path);
+    c.init = "normal02";
+    note_dropout(j, "attention_dropout", path, notes);
+    return c;
+}
+
+ModelConfig config_from_json(const std::string& text, const std::string& path, std::vector<std::string>& notes) {
+    json j = json::parse(text, nullptr, false);
+    if (j.is_discarded() || !j.is_object()) throw user_error("%s: not a JSON object", path.c_str());
+    std::string type = field<std::string>(j, "model_type", "", path);
+    if (type != "gpt2" && type != "llama")
+        throw user_error("%s: model_type is \"%s\": there are gpt2 and llama", path.c_str(), type.c_str());
+
+    ModelConfig c = type == "llama" ? read_llama(j, path, notes) : read_gpt2(j, path, notes);
+    c.vocab = required(j, "vocab_size", path);
     c.norm_scheme = field<std::string>(j, "norm_scheme", "pre", path);
+    if (c.norm_scheme != "pre" && c.init == "gpt2_scaled") c.init = "normal02";
+    c.init = field<std::string>(j, "residual_init", c.init, path);
     c.residual = field<std::string>(j, "residual", "vanilla", path);
     c.residual_step = field<int64_t>(j, "residual_step", 0, path);
     if (j.contains("residual_options")) {
         if (!j["residual_options"].is_object()) throw user_error("%s: \"residual_options\" is not an object", path.c_str());
         for (const auto& [key, value] : j["residual_options"].items())
-            c.residual_options[key] = value.is_string() ? value.get<std::string>() : value.dump();
+            c.residual_options[key] = value.is_string()    ? value.get<std::string>()
+                                        : value.is_boolean() ? (value.get<bool>() ? "1" : "0")
+                                                             : value.dump();
     }
-    for (const char* key : {"attn_pdrop", "embd_pdrop", "resid_pdrop", "summary_first_dropout"}) {
-        double p = field<double>(j, key, 0, path);
-        if (p != 0 && std::string(key) != "summary_first_dropout")
-            notes.push_back(format("%s: %s %g is ignored: there is no dropout", path.c_str(), key, p));
-    }
-    if (field<bool>(j, "scale_attn_by_inverse_layer_idx", false, path))
-        throw user_error("%s: scale_attn_by_inverse_layer_idx is not supported", path.c_str());
-    if (!field<bool>(j, "scale_attn_weights", true, path))
-        throw user_error("%s: scale_attn_weights false is not supported", path.c_str());
     return c;
 }

@@ -13,10 +13,16 @@ struct ModelConfig {
     Arch arch = Arch::gpt2;
     int layers = 12, heads = 12, kv_heads = 12, channels = 768, context = 1024, vocab = 50257, ffn = 3072;
     Activation activation = Activation::gelu_new;
-    bool bias = true;  // biases in linear maps and norms
+    bool bias = true;  // biases in linear maps and norms; llama has none
     bool tie = true;   // head = token embedding
     float norm_eps = 1e-5f;
-    float rope_theta = 10000.0f;
+    float rope_theta = 10000.0f;  // base of llama's rotary angles
+    // Standard deviations, everything else being 0.02 (and gains 1, biases 0):
+    //   normal02      none
+    //   gpt2_scaled   the last map of each sublayer 0.02 / sqrt(2 layers)
+    //   ds_init       the last map of each sublayer 0.02 / sqrt(2 l) in layer l = 1..layers
+    //   scaled_embed  token embedding sqrt(2/5), which asks for an untied head
+    //   prores_init   token embedding 0.02 sqrt(channels)
     std::string init = "gpt2_scaled";
     std::string norm_scheme = "pre";
     std::string residual = "vanilla";
@@ -33,6 +39,8 @@ struct Preset {
     ModelConfig config;
 };
 const std::vector<Preset>& presets();
+const std::vector<std::string>& init_names();
+const std::vector<std::string>& activation_names();  // in the order of Activation
 ModelConfig preset_config(const std::string& name);  // UserError lists the known names
 
 // UserError (one line) when sizes do not divide, a scheme or rule is unknown, ...

@@ -4,133 +4,159 @@
 #include "kernels/attention.cuh"
 #include "kernels/bias.cuh"
 #include "kernels/classifier.cuh"
+#include "kernels/rope.cuh"
+#include "kernels/swiglu.cuh"
 #include "model/model_state.h"
-#include "residual/seam.cuh"
+#include "residual/value_residual.cuh"
 
 namespace {
 
-SeamShape seam_shape(const Model& m, int64_t N) {
-    return {N, m.config.channels, NormKind::layer, m.config.norm_eps};
+float* scratch(Model& m) { return static_cast<float*>(m.scratch); }
+
+Pass make_pass(Model& m, int64_t N) { return {N, m.stream, m.mm, scratch(m)}; }
+
+// The branch factors that the schedules give for the coming pass.
+void set_schedule(Model& m, bool evaluation) {
+    Rule& rule = m.rule();
+    const int64_t pass = evaluation ? m.passes : ++m.passes;
+    rule.set_time(m.time, pass, evaluation, m.stream);
+    if (!rule.has_beta() || (m.alpha_time == m.time && m.alpha_evaluation == evaluation)) return;
+    const int last = 2 * m.config.layers;
+    std::vector<float> alpha(static_cast<size_t>(last) + 1, 1.0f);
+    if (m.residual.prores && !(evaluation && m.residual.prores->eval_one))
+        for (int k = 1; k <= last; k++)
+            alpha[static_cast<size_t>(k)] = static_cast<float>(m.residual.prores->alpha(layer_of(k), m.config.layers, m.time));
+    rule.set_alpha(alpha, m.stream);
+    m.alpha_time = m.time;
+    m.alpha_evaluation = evaluation;
 }
 
-// Offsets of the norm that stands in seam s: ln_1 and ln_2 of the layers in turn, and ln_f in the last.
-void seam_norm_offsets(const Model& m, int s, int64_t& weight, int64_t& bias) {
-    if (s == 2 * m.config.layers) {
-        weight = m.ln_f_weight, bias = m.ln_f_bias;
-    } else if (s % 2 == 0) {
-        weight = m.layers[s / 2].ln_1_weight, bias = m.layers[s / 2].ln_1_bias;
-    } else {
-        weight = m.layers[s / 2].ln_2_weight, bias = m.layers[s / 2].ln_2_bias;
-    }
-}
-
-SeamNorm seam_norm(const Model& m, int s) {
-    int64_t weight, bias;
-    seam_norm_offsets(m, s, weight, bias);
-    SeamNorm norm;
-    norm.gain = m.param(weight);
-    norm.bias = m.param(bias);
-    norm.mean = m.seams[s].mean;
-    norm.rstd = m.seams[s].rstd;
-    if (m.use == Use::training) {
-        norm.dgain = m.grad(weight);
-        norm.dbias = m.grad(bias);
-    }
-    return norm;
-}
-
-// Seam s: x_s = x_{s-1} + u, z_s = N(x_s).
-void seam_forward(Model& m, int s, int64_t N) {
-    SeamForward seam = {};
-    seam.x = s == 0 ? m.seams[0].x : m.seams[s - 1].x;
-    seam.u = s == 0 ? nullptr : m.u;
-    seam.x_new = m.seams[s].x;
-    seam.z = m.seams[s].z;
-    seam.in = seam_norm(m, s);
-    vanilla_forward(seam, seam_shape(m, N), m.stream);
-}
-
-// dx <- dx + N^T(dz); at the last seam there is no dx yet. For vanilla, dx is the gradient of u too.
-void seam_backward(Model& m, int s, int64_t N) {
-    SeamBackward seam = {};
-    seam.dx_new = s == 2 * m.config.layers ? nullptr : m.dx;
-    seam.dz = m.dz;
-    seam.x_new = m.seams[s].x;
-    seam.dx = m.dx;
-    seam.du = s == 0 ? nullptr : m.dx;
-    seam.in = seam_norm(m, s);
-    vanilla_backward(seam, seam_shape(m, N), static_cast<float*>(m.scratch), m.stream);
-}
-
-// tokens (b,t) -> z of the last seam, the head's input.
-void forward(Model& m, int b, int t) {
+void attention_sublayer(Model& m, int l, int b, int t) {
     const ModelConfig& c = m.config;
-    const int N = b * t, C = c.channels, Fp = c.padded_ffn();
-    embedding_forward(m.seams[0].x, m.tokens, m.param(m.wte), m.param(m.wpe), b, t, C, m.stream);
-    seam_forward(m, 0, N);
-    for (int l = 0; l < c.layers; l++) {
-        const LayerOffsets& o = m.layers[l];
-        LayerValues& a = m.values[l];
-        // attention
-        matmul_forward(m.mm, a.qkv, m.seams[2 * l].z, m.param(o.qkv_weight), m.param(o.qkv_bias), N, C, 3 * C, m.stream);
-        attention_forward(a.attn, a.lse, a.qkv, b, t, c.heads, c.kv_heads, c.head_size(), m.stream);
-        matmul_forward(m.mm, m.u, a.attn, m.param(o.attn_proj_weight), m.param(o.attn_proj_bias), N, C, C, m.stream);
-        seam_forward(m, 2 * l + 1, N);
-        // MLP
-        matmul_activation_forward(m.mm, a.act, a.pre, m.seams[2 * l + 1].z, m.param(o.fc_weight), m.param(o.fc_bias),
-                                  c.activation, N, C, Fp, m.stream);
-        matmul_forward(m.mm, m.u, a.act, m.param(o.mlp_proj_weight), m.param(o.mlp_proj_bias), N, Fp, C, m.stream);
-        seam_forward(m, 2 * l + 2, N);
+    const LayerOffsets& o = m.layers[static_cast<size_t>(l)];
+    LayerValues& a = m.values[static_cast<size_t>(l)];
+    const int N = b * t, C = c.channels, W = m.qkv_width(), KV = m.kv_channels();
+    Rule& rule = m.rule();
+    matmul_forward(m.mm, a.qkv, rule.input(2 * l), m.param(o.qkv.weight), m.param(o.qkv.bias), N, C, W, m.stream);
+    if (m.rope) rope_forward(a.qkv, m.rope, b, t, c.heads, c.kv_heads, c.head_size(), m.stream);
+    if (m.first_value && l == 0) value_copy(m.first_value, a.qkv, N, W, KV, m.stream);
+    if (m.first_value && l > 0) value_mix(a.qkv, a.value, m.first_value, m.exact(o.value_lambda), N, W, KV, m.stream);
+    attention_forward(a.attn, a.lse, a.qkv, b, t, c.heads, c.kv_heads, c.head_size(), m.stream);
+    matmul_forward(m.mm, rule.output(2 * l + 1), a.attn, m.param(o.attn_proj.weight), m.param(o.attn_proj.bias), N, C, C, m.stream);
+}
+
+void mlp_sublayer(Model& m, int l, int N) {
+    const ModelConfig& c = m.config;
+    const LayerOffsets& o = m.layers[static_cast<size_t>(l)];
+    LayerValues& a = m.values[static_cast<size_t>(l)];
+    const int C = c.channels, Fp = c.padded_ffn(), H = m.hidden_width();
+    Rule& rule = m.rule();
+    const floatX* z = rule.input(2 * l + 1);
+    if (c.activation == Activation::swiglu) {
+        matmul_forward(m.mm, a.pre, z, m.param(o.fc.weight), nullptr, N, C, H, m.stream);
+        swiglu_forward(a.act, a.pre, N, Fp, m.stream);
+    } else {
+        matmul_activation_forward(m.mm, a.act, a.pre, z, m.param(o.fc.weight), m.param(o.fc.bias), c.activation, N, C, H, m.stream);
+    }
+    matmul_forward(m.mm, rule.output(2 * l + 2), a.act, m.param(o.mlp_proj.weight), m.param(o.mlp_proj.bias), N, Fp, C, m.stream);
+}
+
+// tokens (b,t) -> input(2L), which the head reads.
+void forward(Model& m, int b, int t, bool evaluation) {
+    const int N = b * t;
+    const Pass pass = make_pass(m, N);
+    Rule& rule = m.rule();
+    set_schedule(m, evaluation);
+    rule.begin(pass);
+    embedding_forward(rule.embedding(), m.tokens, m.param(m.wte), m.param(m.wpe), b, t, m.config.channels, m.stream);
+    rule.forward(pass, 0);
+    for (int l = 0; l < m.config.layers; l++) {
+        attention_sublayer(m, l, b, t);
+        rule.forward(pass, 2 * l + 1);
+        mlp_sublayer(m, l, N);
+        rule.forward(pass, 2 * l + 2);
     }
 }
 
 // Losses of all rows, a chunk of logits at a time, so that the logits never exist whole. With backward: the gradient of
-// the head's weight, and dz, the gradient of the head's input.
+// the head's weight, and of the head's input.
 void head(Model& m, int64_t N, float dloss, bool backward) {
     const int C = m.config.channels, V = m.config.vocab, Vp = m.config.padded_vocab();
-    const floatX* z = m.seams.back().z;
+    const floatX* z = m.rule().input(2 * m.config.layers);
     for (int64_t row = 0; row < N; row += m.chunk) {
         const int n = static_cast<int>(row + m.chunk < N ? m.chunk : N - row);
         matmul_forward(m.mm, m.logits, z + row * C, m.param(m.head), nullptr, n, C, Vp, m.stream);
         classifier(m.logits, m.losses + row, m.targets + row, dloss, n, V, Vp, backward, m.stream);
         if (!backward) continue;
         matmul_backward_weight(m.mm, m.grad(m.head), m.logits, z + row * C, n, C, Vp, m.stream);
-        matmul_backward_input(m.mm, m.dz + row * C, m.logits, m.param(m.head), n, C, Vp, false, m.stream);
+        matmul_backward_input(m.mm, m.rule().d_input() + row * C, m.logits, m.param(m.head), n, C, Vp, false, m.stream);
     }
     sum_losses(m.loss_sum, m.losses, N, m.stream);
 }
 
-// A linear map's backward: weight and bias gradients from dout (N,OC) and its input (N,IC).
-void linear_backward(Model& m, int64_t weight, int64_t bias, const floatX* dout, const floatX* inp, int N, int IC, int OC) {
-    matmul_backward_weight(m.mm, m.grad(weight), dout, inp, N, IC, OC, m.stream);
-    if (bias >= 0) bias_backward(m.grad(bias), dout, static_cast<float*>(m.scratch), N, OC, m.stream);
+// A linear map's backward: weight and bias gradients, times *scale, from dout (N,OC) and its input (N,IC).
+void linear_backward(Model& m, const LinearOffsets& o, const floatX* dout, const floatX* inp, int N, int IC, int OC,
+                     const float* scale = nullptr) {
+    matmul_backward_weight(m.mm, m.grad(o.weight), dout, inp, N, IC, OC, m.stream, scale);
+    if (o.bias >= 0) bias_backward(m.grad(o.bias), dout, scratch(m), N, OC, m.stream, scale);
+}
+
+void mlp_backward(Model& m, int l, int N) {
+    const ModelConfig& c = m.config;
+    const LayerOffsets& o = m.layers[static_cast<size_t>(l)];
+    LayerValues& a = m.values[static_cast<size_t>(l)];
+    const int s = 2 * l + 2, C = c.channels, Fp = c.padded_ffn(), H = m.hidden_width();
+    Rule& rule = m.rule();
+    const floatX* du = rule.d_output(s);
+    const float* scale = rule.branch_scale(s);
+    linear_backward(m, o.mlp_proj, du, a.act, N, Fp, C, rule.raw_last_map(s) ? nullptr : scale);
+    if (c.activation == Activation::swiglu) {
+        matmul_backward_input(m.mm, m.dact, du, m.param(o.mlp_proj.weight), N, Fp, C, false, m.stream, scale);
+        swiglu_backward(m.dwide, m.dact, a.pre, N, Fp, m.stream);
+    } else {
+        matmul_activation_backward_input(m.mm, m.dwide, du, m.param(o.mlp_proj.weight), a.pre, c.activation, N, Fp, C, m.stream,
+                                         scale);
+    }
+    linear_backward(m, o.fc, m.dwide, rule.input(s - 1), N, C, H);
+    matmul_backward_input(m.mm, rule.d_input(), m.dwide, m.param(o.fc.weight), N, C, H, false, m.stream);
+}
+
+void attention_sublayer_backward(Model& m, int l, int b, int t) {
+    const ModelConfig& c = m.config;
+    const LayerOffsets& o = m.layers[static_cast<size_t>(l)];
+    LayerValues& a = m.values[static_cast<size_t>(l)];
+    const int s = 2 * l + 1, N = b * t, C = c.channels, W = m.qkv_width(), KV = m.kv_channels();
+    Rule& rule = m.rule();
+    const floatX* du = rule.d_output(s);
+    const float* scale = rule.branch_scale(s);
+    floatX* dattn = rule.d_input();  // free until this sublayer's own input gradient goes there
+    linear_backward(m, o.attn_proj, du, a.attn, N, C, C, rule.raw_last_map(s) ? nullptr : scale);
+    matmul_backward_input(m.mm, dattn, du, m.param(o.attn_proj.weight), N, C, C, false, m.stream, scale);
+    attention_backward(m.dwide, m.scratch, dattn, a.qkv, a.attn, a.lse, b, t, c.heads, c.kv_heads, c.head_size(), m.stream);
+    if (m.first_value && l > 0)
+        value_mix_backward(m.dwide, m.dfirst_value, l == c.layers - 1, m.grad(o.value_lambda), a.value, m.first_value,
+                           m.exact(o.value_lambda), scratch(m), N, W, KV, m.stream);
+    if (m.first_value && l == 0 && c.layers > 1) value_first_backward(m.dwide, m.dfirst_value, N, W, KV, m.stream);
+    if (m.rope) rope_backward(m.dwide, m.rope, b, t, c.heads, c.kv_heads, c.head_size(), m.stream);
+    linear_backward(m, o.qkv, m.dwide, rule.input(s - 1), N, C, W);
+    matmul_backward_input(m.mm, rule.d_input(), m.dwide, m.param(o.qkv.weight), N, C, W, false, m.stream);
 }
 
 void backward(Model& m, int b, int t) {
-    const ModelConfig& c = m.config;
-    const int N = b * t, C = c.channels, Fp = c.padded_ffn();
-    seam_backward(m, 2 * c.layers, N);
-    for (int l = c.layers - 1; l >= 0; l--) {
-        const LayerOffsets& o = m.layers[l];
-        LayerValues& a = m.values[l];
-        // MLP: dx is the gradient of its output
-        linear_backward(m, o.mlp_proj_weight, o.mlp_proj_bias, m.dx, a.act, N, Fp, C);
-        matmul_activation_backward_input(m.mm, m.dwide, m.dx, m.param(o.mlp_proj_weight), a.pre, c.activation, N, Fp, C,
-                                         m.stream);
-        linear_backward(m, o.fc_weight, o.fc_bias, m.dwide, m.seams[2 * l + 1].z, N, C, Fp);
-        matmul_backward_input(m.mm, m.dz, m.dwide, m.param(o.fc_weight), N, C, Fp, false, m.stream);
-        seam_backward(m, 2 * l + 1, N);
-        // attention
-        linear_backward(m, o.attn_proj_weight, o.attn_proj_bias, m.dx, a.attn, N, C, C);
-        matmul_backward_input(m.mm, m.dz, m.dx, m.param(o.attn_proj_weight), N, C, C, false, m.stream);
-        attention_backward(m.dwide, m.scratch, m.dz, a.qkv, a.attn, a.lse, b, t, c.heads, c.kv_heads, c.head_size(),
-                           m.stream);
-        linear_backward(m, o.qkv_weight, o.qkv_bias, m.dwide, m.seams[2 * l].z, N, C, 3 * C);
-        matmul_backward_input(m.mm, m.dz, m.dwide, m.param(o.qkv_weight), N, C, 3 * C, false, m.stream);
-        seam_backward(m, 2 * l, N);
+    const int N = b * t, C = m.config.channels;
+    const Pass pass = make_pass(m, N);
+    Rule& rule = m.rule();
+    rule.begin_backward(pass);
+    rule.backward(pass, 2 * m.config.layers);
+    for (int l = m.config.layers - 1; l >= 0; l--) {
+        mlp_backward(m, l, N);
+        rule.backward(pass, 2 * l + 1);
+        attention_sublayer_backward(m, l, b, t);
+        rule.backward(pass, 2 * l);
     }
-    embedding_backward_tokens(m.grad(m.wte), m.dx, m.groups, m.token_groups.num_unique, N, C, m.stream);
-    embedding_backward_positions(m.grad(m.wpe), m.dx, b, t, C, m.stream);
+    rule.end_backward(pass);
+    embedding_backward_tokens(m.grad(m.wte), rule.d_embedding(), m.groups, m.token_groups.num_unique, N, C, m.stream);
+    if (m.wpe >= 0) embedding_backward_positions(m.grad(m.wpe), rule.d_embedding(), b, t, C, m.stream);
 }
 
 void upload(Model& m, int* device, const int* host, size_t count) {
@@ -146,7 +172,7 @@ void model_forward_backward(Model& m, const int* inputs, const int* targets, int
     upload(m, m.targets, targets, N);
     group_tokens(m.token_groups, inputs, static_cast<int>(N));
     upload(m, m.groups, m.token_groups.data.data(), m.token_groups.data.size());
-    forward(m, b, t);
+    forward(m, b, t, false);
     head(m, static_cast<int64_t>(N), static_cast<float>(loss_scale), true);
     backward(m, b, t);
 }
@@ -166,7 +192,7 @@ double model_loss(Model& m, const int* inputs, const int* targets, int b, int t)
     upload(m, m.targets, targets, N);
     // The training loss that may be waiting in loss_sum is put aside.
     double waiting = model_take_loss(m);
-    forward(m, b, t);
+    forward(m, b, t, true);
     head(m, static_cast<int64_t>(N), 0.0f, false);
     double loss = model_take_loss(m);
     CUDA_CHECK(cudaMemcpyAsync(m.loss_sum, &waiting, sizeof waiting, cudaMemcpyHostToDevice, m.stream));
@@ -178,8 +204,8 @@ void model_last_logits(Model& m, const int* tokens, int t, float* logits) {
     CHECK(t >= 1 && t <= m.B * m.T);
     const int C = m.config.channels, V = m.config.vocab, Vp = m.config.padded_vocab();
     upload(m, m.tokens, tokens, static_cast<size_t>(t));
-    forward(m, 1, t);
-    matmul_forward(m.mm, m.logits, m.seams.back().z + static_cast<int64_t>(t - 1) * C, m.param(m.head), nullptr, 1, C, Vp,
+    forward(m, 1, t, true);
+    matmul_forward(m.mm, m.logits, m.rule().input(2 * m.config.layers) + static_cast<int64_t>(t - 1) * C, m.param(m.head), nullptr, 1, C, Vp,
                    m.stream);
     std::vector<floatX> row(static_cast<size_t>(V));
     CUDA_CHECK(cudaMemcpyAsync(row.data(), m.logits, row.size() * sizeof(floatX), cudaMemcpyDeviceToHost, m.stream));

@@ -4,9 +4,10 @@
 
 #include "kernels/attention.cuh"
 #include "kernels/bias.cuh"
+#include "kernels/rope.cuh"
 #include "model/model_state.h"
 #include "optimizer/gradient_norm.cuh"
-#include "residual/seam.cuh"
+#include "residual/value_residual.cuh"
 
 namespace {
 
@@ -28,75 +29,84 @@ struct Segment {
 constexpr size_t matmul_workspace = size_t{32} << 20;
 constexpr size_t logits_limit = size_t{512} << 20;  // bytes of logits alive at a time
 
-template <class T>
-Request request(int64_t count, T*& pointer) {
-    return {static_cast<size_t>(count) * sizeof(T), [&pointer](void* p) { pointer = static_cast<T*>(p); }};
+size_t scratch_bytes(const Model& model) {
+    const ModelConfig& c = model.config;
+    size_t bytes = attention_scratch_bytes(model.B, model.T, c.heads, c.kv_heads, c.head_size());
+    bytes = std::max(bytes, bias_scratch_bytes(std::max(model.qkv_width(), model.hidden_width())));
+    bytes = std::max(bytes, model.rule().scratch_bytes());
+    bytes = std::max(bytes, value_scratch_bytes());
+    return std::max(bytes, gradient_norm_scratch_bytes(model.registry.arena));
 }
 
-size_t scratch_bytes(const ModelConfig& c, const Registry& registry, int B, int T) {
-    size_t bytes = attention_scratch_bytes(B, T, c.heads, c.kv_heads, c.head_size());
-    bytes = std::max(bytes, bias_scratch_bytes(std::max(3 * c.channels, c.padded_ffn())));
-    bytes = std::max(bytes, seam_scratch_bytes(c.channels));
-    return std::max(bytes, gradient_norm_scratch_bytes(registry.arena));
-}
+// The rule's requests join the list by the names of their segments.
+class Plan : public Planner {
+public:
+    std::vector<Segment> segments;
+    void request(const std::string& name, size_t bytes, std::function<void(void*)> assign) override {
+        segment(name).requests.push_back({bytes, std::move(assign)});
+    }
+    Segment& segment(const std::string& name) {
+        for (Segment& s : segments)
+            if (s.name == name) return s;
+        segments.push_back({name, {}});
+        return segments.back();
+    }
+};
 
 // In inference every layer works in the same memory, because nothing is kept for a backward pass.
 std::vector<Segment> plan(Model& model) {
     const ModelConfig& c = model.config;
     const bool training = model.use == Use::training;
     const int64_t N = static_cast<int64_t>(model.B) * model.T, C = c.channels, Fp = c.padded_ffn(), Vp = c.padded_vocab();
+    const int64_t W = model.qkv_width(), H = model.hidden_width(), KV = model.kv_channels();
     const int64_t arena = model.registry.arena;
+    const bool value = model.residual.name.value, swiglu = c.activation == Activation::swiglu;
 
     const int64_t chunks = ceil_div(N * Vp * static_cast<int64_t>(sizeof(floatX)), static_cast<int64_t>(logits_limit));
     model.chunk = std::min(N, round_up(ceil_div(N, chunks), 128));
 
-    std::vector<Segment> segments;
-    segments.push_back({"parameters", {request(arena, model.params)}});
-    if (sizeof(floatX) == 2 && training) segments.push_back({"fp32 masters", {request(arena, model.master)}});
+    Plan plan;
+    plan.want("parameters", arena, model.params);
+    if (sizeof(floatX) == 2 && training) plan.want("fp32 masters", arena, model.master);
+    if (sizeof(floatX) == 2 && !training) plan.want("parameters", arena - model.registry.exact_start, model.exact_tail);
     if (training) {
-        segments.push_back({"gradients", {request(arena, model.grads)}});
-        segments.push_back({"AdamW moments", {request(arena, model.m), request(arena, model.v)}});
+        plan.want("gradients", arena, model.grads);
+        plan.want("AdamW moments", arena, model.m);
+        plan.want("AdamW moments", arena, model.v);
     }
-
-    model.seams.resize(2 * c.layers + 1);
-    model.values.resize(c.layers);
-    Segment streams{"stream and norms", {}}, attention{"attention", {}}, mlp{"MLP", {}};
-    for (size_t s = 0; s < model.seams.size(); s++) {
-        if (s > 0 && !training) break;
-        SeamValues& seam = model.seams[s];
-        for (floatX** p : {&seam.x, &seam.z}) streams.requests.push_back(request(N * C, *p));
-        for (float** p : {&seam.mean, &seam.rstd}) streams.requests.push_back(request(N, *p));
-    }
+    model.rule().plan(plan);
+    model.values.assign(static_cast<size_t>(c.layers), {});
     for (size_t l = 0; l < model.values.size(); l++) {
         if (l > 0 && !training) break;
         LayerValues& layer = model.values[l];
-        attention.requests.push_back(request(N * 3 * C, layer.qkv));
-        attention.requests.push_back(request(N * C, layer.attn));
-        attention.requests.push_back(request(N * c.heads, layer.lse));
-        mlp.requests.push_back(request(N * Fp, layer.pre));
-        mlp.requests.push_back(request(N * Fp, layer.act));
+        plan.want("attention", N * W, layer.qkv);
+        plan.want("attention", N * C, layer.attn);
+        plan.want("attention", N * c.heads, layer.lse);
+        plan.want("MLP", N * H, layer.pre);
+        plan.want("MLP", N * Fp, layer.act);
+        if (value && training && l > 0) plan.want("value residual", N * KV, layer.value);
     }
-    streams.requests.push_back(request(N * C, model.u));
-    segments.push_back(streams);
-    segments.push_back(attention);
-    segments.push_back(mlp);
-    segments.push_back({"logits", {request(model.chunk * Vp, model.logits), request(N, model.losses),
-                                   request(1, model.loss_sum)}});
-    Segment inputs{"tokens", {request(N, model.tokens), request(N, model.targets)}};
+    if (value) plan.want("value residual", N * KV, model.first_value);
+    if (value && training) plan.want("value residual", N * KV, model.dfirst_value);
+    if (c.arch == Arch::llama)
+        plan.want("rotary table", static_cast<int64_t>(rope_table_count(c.context, c.head_size())), model.rope);
+    plan.want("logits", model.chunk * Vp, model.logits);
+    plan.want("logits", N, model.losses);
+    plan.want("logits", 1, model.loss_sum);
     if (training) {
-        inputs.requests.push_back(request(static_cast<int64_t>(token_groups_capacity(static_cast<size_t>(N))), model.groups));
-        const int64_t wide = std::max(3 * C, Fp);
-        segments.push_back({"backward", {request(N * C, model.dx), request(N * C, model.dz), request(N * wide, model.dwide)}});
-
+        plan.want("backward", N * std::max(W, H), model.dwide);
+        if (swiglu) plan.want("backward", N * Fp, model.dact);
         int64_t num_chunks = 0;
         for (const Tensor& t : model.registry.tensors) num_chunks += ceil_div(t.count, static_cast<int64_t>(ADAMW_CHUNK));
-        const size_t bytes = scratch_bytes(c, model.registry, model.B, model.T);
-        segments.push_back({"scratch", {Request{bytes, [&model](void* p) { model.scratch = p; }}, request(2, model.clip),
-                                        request(static_cast<int64_t>(model.registry.tensors.size()), model.adamw_tensors),
-                                        request(num_chunks, model.adamw_chunk_list)}});
+        plan.request("scratch", scratch_bytes(model), [&model](void* p) { model.scratch = p; });
+        plan.want("scratch", 2, model.clip);
+        plan.want("scratch", static_cast<int64_t>(model.registry.tensors.size()), model.adamw_tensors);
+        plan.want("scratch", num_chunks, model.adamw_chunk_list);
     }
-    segments.push_back(inputs);
-    return segments;
+    plan.want("tokens", N, model.tokens);
+    plan.want("tokens", N, model.targets);
+    if (training) plan.want("tokens", static_cast<int64_t>(token_groups_capacity(static_cast<size_t>(N))), model.groups);
+    return std::move(plan.segments);
 }
 
 Model blueprint(const ModelConfig& config, int B, int T, Use use) {
@@ -106,7 +116,71 @@ Model blueprint(const ModelConfig& config, int B, int T, Use use) {
     model.use = use;
     model.B = B;
     model.T = T;
+    model.residual = config_residual(config, static_cast<int64_t>(B) * T, use == Use::training);
+    model.time = config.residual_step;
     return model;
+}
+
+// Tells the model and its rule where their tensors lie.
+void bind_tensors(Model& model) {
+    const ModelConfig& c = model.config;
+    const bool training = model.use == Use::training;
+    auto offset = [&](const std::string& name) -> int64_t {
+        const Tensor* t = model.registry.find_or_null(name);
+        return t ? t->offset : -1;
+    };
+    auto linear = [&](const std::string& name) { return LinearOffsets{offset(name + ".weight"), offset(name + ".bias")}; };
+    const bool llama = c.arch == Arch::llama;
+    model.wte = offset(llama ? "model.embed_tokens.weight" : "wte.weight");
+    model.wpe = offset("wpe.weight");
+    model.head = c.tie ? model.wte : offset("lm_head.weight");
+    for (int l = 0; l < c.layers; l++) {
+        const std::string prefix = (llama ? "model.layers." : "h.") + std::to_string(l) + ".";
+        LayerOffsets o;
+        o.qkv = linear(prefix + (llama ? "self_attn.qkv_proj" : "attn.c_attn"));
+        o.attn_proj = linear(prefix + (llama ? "self_attn.o_proj" : "attn.c_proj"));
+        o.fc = linear(prefix + (llama ? "mlp.gate_up_proj" : "mlp.c_fc"));
+        o.mlp_proj = linear(prefix + (llama ? "mlp.down_proj" : "mlp.c_proj"));
+        if (model.residual.name.value && l > 0) o.value_lambda = offset(parameter_name(c, value_parameter(l + 1)));
+        model.layers.push_back(o);
+    }
+
+    Rule& rule = model.rule();
+    auto bind = [&](SeamNorm& norm, const std::string& name) {
+        norm.gain = model.exact(offset(name + ".weight"));
+        norm.bias = model.exact(offset(name + ".bias"));
+        if (!training) return;
+        norm.dgain = model.grad(offset(name + ".weight"));
+        norm.dbias = model.grad(offset(name + ".bias"));
+    };
+    const RuleShape& shape = rule.shape();
+    rule.last_maps.resize(static_cast<size_t>(shape.last()) + 1);
+    for (int s = 0; s <= shape.last(); s++) {
+        const size_t i = static_cast<size_t>(s);
+        if (s == 0 && shape.post(0)) bind(rule.post_norms[i], embed_norm_name(c));
+        if (s == shape.last() && shape.in(s)) bind(rule.in_norms[i], final_norm_name(c));
+        if (s < shape.last() && shape.in(s)) bind(rule.in_norms[i], sublayer_names(c, s + 1).in);
+        if (s == 0) continue;
+        const SublayerNames names = sublayer_names(c, s);
+        if (shape.out(s)) bind(rule.out_norms[i], names.out);
+        if (shape.post(s)) bind(rule.post_norms[i], names.post);
+        const LayerOffsets& o = model.layers[static_cast<size_t>(layer_of(s) - 1)];
+        const LinearOffsets& last = s % 2 == 1 ? o.attn_proj : o.mlp_proj;
+        LastMap& map = rule.last_maps[i];
+        map.weight = model.param(last.weight);
+        map.bias = model.param(last.bias);
+        map.weight_count = model.registry.find(names.last_weight).count;
+        if (last.bias >= 0) map.bias_count = model.registry.find(names.last_bias).count;
+        if (training) map.dweight = model.grad(last.weight), map.dbias = model.grad(last.bias);
+    }
+    for (const RuleParameter& p : rule.parameters) {
+        const Tensor& t = model.registry.find(parameter_name(c, p));
+        RuleTensor bound;
+        if (t.exact) bound.value = model.exact(t.offset);
+        bound.copy = model.param(t.offset);
+        if (training) bound.grad = model.grad(t.offset);
+        rule.tensors.push_back(bound);
+    }
 }
 
 }  // namespace
@@ -172,28 +246,9 @@ ModelPtr model_create(const ModelConfig& config, int B, int T, Use use) {
         }
     }
     if constexpr (sizeof(floatX) == 4) model.master = reinterpret_cast<float*>(model.params);
-    if (use == Use::inference) {
-        for (SeamValues& seam : model.seams) seam = model.seams[0];
+    if (use == Use::inference)
         for (LayerValues& layer : model.values) layer = model.values[0];
-    }
-
-    auto offset = [&](const std::string& name) -> int64_t {
-        for (const Tensor& t : model.registry.tensors)
-            if (t.name == name) return t.offset;
-        return -1;
-    };
-    model.wte = offset("wte.weight");
-    model.wpe = offset("wpe.weight");
-    model.ln_f_weight = offset("ln_f.weight");
-    model.ln_f_bias = offset("ln_f.bias");
-    model.head = config.tie ? model.wte : offset("lm_head.weight");
-    for (int l = 0; l < config.layers; l++) {
-        const std::string h = "h." + std::to_string(l) + ".";
-        model.layers.push_back({offset(h + "ln_1.weight"), offset(h + "ln_1.bias"), offset(h + "attn.c_attn.weight"),
-                                offset(h + "attn.c_attn.bias"), offset(h + "attn.c_proj.weight"), offset(h + "attn.c_proj.bias"),
-                                offset(h + "ln_2.weight"), offset(h + "ln_2.bias"), offset(h + "mlp.c_fc.weight"),
-                                offset(h + "mlp.c_fc.bias"), offset(h + "mlp.c_proj.weight"), offset(h + "mlp.c_proj.bias")});
-    }
+    bind_tensors(model);
 
     CUDA_CHECK(cudaStreamCreate(&model.stream));
     model.mm = matmul_create();
@@ -205,6 +260,8 @@ ModelPtr model_create(const ModelConfig& config, int B, int T, Use use) {
             CUDA_CHECK(cudaMemsetAsync(array, 0, arena * sizeof(float), model.stream));
         CUDA_CHECK(cudaMemsetAsync(model.master, 0, arena * sizeof(float), model.stream));
     }
+    if (model.rope) rope_table(model.rope, config.context, config.head_size(), config.rope_theta, model.stream);
+    model.rule().ready(model.stream);
     return owner;
 }
 

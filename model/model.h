@@ -27,6 +27,7 @@ double flops_per_token(const ModelConfig& config, int T);
 
 struct UpdateSettings {
     double lr = 3e-4;  // this update's, schedule included
+    double peak_lr = 3e-4;  // the run's: lr / peak_lr is where the schedule stands
     double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1;
     double grad_clip = 1.0;  // 0: off
     std::string decay = "2d";
@@ -62,7 +63,10 @@ void model_read_grads(Model& model, float* host);
 void model_forward_backward(Model& model, const int* inputs, const int* targets, int b, int t, double loss_scale);
 // Sum of token losses over the micro-batches since the last call (synchronises), then starts at zero again.
 double model_take_loss(Model& model);
-// Averages gradients over the ranks.
+// Where schedules of residual rules stand: `step` updates of this run are done, each of `passes_per_update` micro-steps of
+// this rank. Without it a model starts at the configuration's residual_step.
+void model_set_time(Model& model, int64_t step, int64_t passes_per_update);
+// Completes gradients that follow from accumulated ones, and averages them over the ranks.
 void model_average_grads(Model& model, Comm* comm);
 // Global norm, clipping and AdamW; `step` is 1-based. Leaves gradients zeroed. Returns the norm before clipping
 // (synchronises); if it is not finite nothing was updated.

@@ -7,27 +7,22 @@
 #include "model/model.h"
 #include "optimizer/adamw.cuh"
 
-// A seam's saved values: the stream behind it and the norm of the next sublayer's input. Seam 0 follows the embedding,
-// seam s the s-th sublayer; seam 2L feeds the head.
-struct SeamValues {
-    floatX* x;    // (N,C) the stream
-    floatX* z;    // (N,C) N_in(x)
-    float* mean;  // (N)
-    float* rstd;  // (N)
-};
-
 struct LayerValues {
-    floatX* qkv;   // (N,3C)
-    floatX* attn;  // (N,C) attention's output before c_proj
+    floatX* qkv;   // (N,W): query, key and value heads, W = C + 2*KV
+    floatX* attn;  // (N,C) attention's output before its projection
     float* lse;    // (B,NH,T)
-    floatX* pre;   // (N,Fp) before the activation
+    floatX* pre;   // (N,H) before the activation: H = Fp, or 2*Fp (gate, up) for SwiGLU
     floatX* act;   // (N,Fp)
+    floatX* value; // (N,KV) with +value: the values before they were mixed
 };
 
-// Where a layer's tensors lie in the arena; -1: the model has none.
+// A linear map's tensors in the arena; -1: the model has none.
+struct LinearOffsets {
+    int64_t weight = -1, bias = -1;
+};
 struct LayerOffsets {
-    int64_t ln_1_weight, ln_1_bias, qkv_weight, qkv_bias, attn_proj_weight, attn_proj_bias;
-    int64_t ln_2_weight, ln_2_bias, fc_weight, fc_bias, mlp_proj_weight, mlp_proj_bias;
+    LinearOffsets qkv, attn_proj, fc, mlp_proj;
+    int64_t value_lambda = -1;
 };
 
 struct Model {
@@ -44,12 +39,21 @@ struct Model {
     float* m = nullptr;
     float* v = nullptr;
 
-    std::vector<LayerOffsets> layers;
-    int64_t wte = -1, wpe = -1, ln_f_weight = -1, ln_f_bias = -1, head = -1;
+    float* exact_tail = nullptr;  // inference in bf16: fp32 values of the exact tensors (arena from exact_start on)
 
-    std::vector<SeamValues> seams;    // 2L + 1
+    std::vector<LayerOffsets> layers;
+    int64_t wte = -1, wpe = -1, head = -1;
+
+    Residual residual;                // everything between sublayers: streams, norms, the rule's own state
+    int64_t time = 0;                 // completed updates, for schedules
+    int64_t passes = 0, passes_per_update = 1;  // training passes of this rank
+    int64_t alpha_time = -1;          // what the branch factors on the device were made for; -1: nothing yet
+    bool alpha_evaluation = false;
+
     std::vector<LayerValues> values;  // L
-    floatX* u = nullptr;              // (N,C) a sublayer's output
+    floatX* first_value = nullptr;    // (N,KV) with +value: v_1
+    float* dfirst_value = nullptr;    // (N,KV) its gradient from the later layers
+    float* rope = nullptr;            // rotary table, llama
     floatX* logits = nullptr;         // (chunk,Vp)
     float* losses = nullptr;          // (N)
     double* loss_sum = nullptr;       // (1)
@@ -57,9 +61,8 @@ struct Model {
     int* targets = nullptr;           // (N)
     int* groups = nullptr;            // token_groups_capacity(N)
 
-    floatX* dx = nullptr;    // (N,C) gradient of the stream
-    floatX* dz = nullptr;    // (N,C) gradient of a sublayer's input
-    floatX* dwide = nullptr; // (N,max(3C,Fp)) gradient of qkv, or of the MLP's hidden layer
+    floatX* dwide = nullptr; // (N,max(W,H)) gradient of qkv, or of the MLP's hidden layer
+    floatX* dact = nullptr;  // (N,max(C,Fp)) gradient of attention's output, or of SwiGLU's
     void* scratch = nullptr; // partial sums of parameter gradients, attention's backward pass, the gradient norm
     float* clip = nullptr;   // (2) gradient norm, clip factor
     AdamWTensor* adamw_tensors = nullptr;
@@ -74,5 +77,13 @@ struct Model {
 
     // A tensor's working copy and gradient; null where the model has none.
     const floatX* param(int64_t offset) const { return offset < 0 ? nullptr : params + offset; }
+    const float* exact(int64_t offset) const {
+        if (offset < 0) return nullptr;
+        return exact_tail ? exact_tail + (offset - registry.exact_start) : master + offset;
+    }
+    int kv_channels() const { return config.kv_heads * config.head_size(); }
+    int qkv_width() const { return config.channels + 2 * kv_channels(); }
+    int hidden_width() const { return config.activation == Activation::swiglu ? 2 * config.padded_ffn() : config.padded_ffn(); }
+    Rule& rule() const { return *residual.rule; }
     float* grad(int64_t offset) const { return offset < 0 ? nullptr : grads + offset; }
 };

@@ -5,6 +5,7 @@
 
 #include "model/model_state.h"
 #include "optimizer/gradient_norm.cuh"
+#include "residual/gate_clip.cuh"
 
 const ModelConfig& model_config(const Model& model) { return model.config; }
 const Registry& model_registry(const Model& model) { return model.registry; }
@@ -24,10 +25,13 @@ uint64_t hash_name(const std::string& name) {  // FNV-1a
     return h;
 }
 
-// Elements [first, last) of true index space, pairs of normals by Box and Muller from a counter.
-void fill_normal(float* stored, const Tensor& t, uint64_t key, int64_t first, int64_t last) {
+// Elements [first, last) of true index space, pairs of normals by Box and Muller from a counter. place(i) is where true
+// element i lies in the stored tensor, deviation(row) the standard deviation there.
+template <class Place, class Deviation>
+void fill_normal(float* stored, const Tensor& t, uint64_t key, int64_t first, int64_t last, Place place, Deviation deviation) {
     auto put = [&](int64_t i, double z) {
-        if (i < last) stored[i / t.cols * t.stored_cols + i % t.cols] = static_cast<float>(t.init_mean + t.init_std * z);
+        const float std = i < last ? deviation(i / t.cols) : 0.0f;
+        if (std > 0) stored[place(i)] = static_cast<float>(t.init_mean + std * z);
     };
     for (int64_t i = first; i < last; i += 2) {  // first is even
         const uint64_t bits = mix(key + 0x9E3779B97F4A7C15ull * static_cast<uint64_t>(i / 2 + 1));
@@ -39,31 +43,39 @@ void fill_normal(float* stored, const Tensor& t, uint64_t key, int64_t first, in
     }
 }
 
+void fill_tensor(float* stored, const Tensor& t, uint64_t seed) {
+    auto place = [&](int64_t i) {
+        const int64_t row = i / t.cols, column = i % t.cols;
+        for (const FilePart& part : t.parts)
+            if (row >= part.row && row < part.row + part.rows) return (part.stored_row + row - part.row) * t.stored_cols + column;
+        return int64_t{0};
+    };
+    auto deviation = [&](int64_t row) {
+        for (const InitRange& range : t.init_ranges)
+            if (row >= range.row && row < range.row + range.rows) return range.std;
+        return 0.0f;
+    };
+    for (int64_t i = 0; i < t.true_count(); i++)
+        stored[place(i)] = t.initial.empty() ? t.init_mean : t.initial[static_cast<size_t>(i)];
+    if (t.init_ranges.empty()) return;
+    const uint64_t key = mix(seed * 0x9E3779B97F4A7C15ull ^ hash_name(t.name));
+    const int64_t workers = std::max(1u, std::thread::hardware_concurrency());
+    const int64_t share = round_up(ceil_div(t.true_count(), workers), 2);
+    std::vector<std::thread> threads;
+    for (int64_t first = 0; first < t.true_count(); first += share) {
+        const int64_t last = std::min(first + share, t.true_count());
+        auto fill = [=, &t] { fill_normal(stored, t, key, first, last, place, deviation); };
+        if (share < 4096) fill();
+        else threads.emplace_back(fill);
+    }
+    for (std::thread& thread : threads) thread.join();
+}
+
 }  // namespace
 
 void model_init_weights(Model& model, uint64_t seed) {
     std::vector<float> host(static_cast<size_t>(model.registry.arena), 0.0f);
-    const int workers = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-    for (const Tensor& t : model.registry.tensors) {
-        float* stored = host.data() + t.offset;
-        if (t.init_std == 0) {
-            for (int64_t r = 0; r < t.rows; r++)
-                for (int64_t c = 0; c < t.cols; c++) stored[r * t.stored_cols + c] = t.init_mean;
-            continue;
-        }
-        const uint64_t key = mix(seed * 0x9E3779B97F4A7C15ull ^ hash_name(t.name));
-        const int64_t share = round_up(ceil_div(t.true_count(), static_cast<int64_t>(workers)), 2);
-        std::vector<std::thread> threads;
-        for (int64_t first = 0; first < t.true_count(); first += share) {
-            const int64_t last = std::min(first + share, t.true_count());
-            if (share < 4096) {
-                fill_normal(stored, t, key, first, last);
-            } else {
-                threads.emplace_back(fill_normal, stored, std::cref(t), key, first, last);
-            }
-        }
-        for (std::thread& thread : threads) thread.join();
-    }
+    for (const Tensor& t : model.registry.tensors) fill_tensor(host.data() + t.offset, t, seed);
     model_write_master(model, host.data(), seed, 0);
 }
 
@@ -96,6 +108,10 @@ void model_write_master(Model& model, const float* host, uint64_t seed, uint64_t
     }
     CUDA_CHECK(cudaStreamSynchronize(model.stream));
     CUDA_CHECK(cudaFree(staging));
+    if (!model.exact_tail) return;
+    const int64_t start = model.registry.exact_start;
+    copy(model, model.exact_tail, host + start, static_cast<size_t>(model.registry.arena - start) * sizeof(float),
+         cudaMemcpyHostToDevice);
 }
 
 void model_read_moments(Model& model, float* m, float* v) {
@@ -112,7 +128,14 @@ void model_read_grads(Model& model, float* host) {
     copy(model, host, model.grads, arena_bytes(model), cudaMemcpyDeviceToHost);
 }
 
+void model_set_time(Model& model, int64_t step, int64_t passes_per_update) {
+    model.time = model.config.residual_step + step;
+    model.passes_per_update = passes_per_update;
+    model.passes = model.time * passes_per_update;
+}
+
 void model_average_grads(Model& model, Comm* comm) {
+    model.rule().finish_gradients({0, model.stream, model.mm, static_cast<float*>(model.scratch)});
     comm_average(comm, model.grads, static_cast<size_t>(model.registry.arena), model.stream);
 }
 
@@ -124,23 +147,24 @@ static bool frozen(const Tensor& t, const std::vector<std::string>& patterns) {
 
 double model_update(Model& model, const UpdateSettings& settings, int64_t step) {
     CHECK(model.use == Use::training && step >= 1);
-    // Of the betas as the kernel has them: 0.999f is not 0.999, and 1 - beta^n would show it.
-    const double correction1 = adamw_correction(static_cast<float>(settings.beta1), step);
-    const double correction2 = adamw_correction(static_cast<float>(settings.beta2), step);
     const bool first = model.chunks_host.empty();
     model.adamw_host.clear();
     for (const Tensor& t : model.registry.tensors) {
         AdamWTensor a = {};
         a.offset = t.offset;
         a.count = t.count;
-        a.lr = static_cast<float>(settings.lr);
-        a.weight_decay = decays(t, settings.decay) ? static_cast<float>(settings.weight_decay) : 0.0f;
-        a.beta1 = static_cast<float>(settings.beta1);
-        a.beta2 = static_cast<float>(settings.beta2);
+        // A tensor with a peak of its own follows the run's schedule from there.
+        const double lr = t.own_lr > 0 && settings.peak_lr > 0 ? t.own_lr * settings.lr / settings.peak_lr : settings.lr;
+        a.lr = static_cast<float>(lr * t.lr_scale);
+        const double run_decay = decays(t, settings.decay) ? settings.weight_decay : 0.0;
+        a.weight_decay = static_cast<float>(t.own_decay >= 0 ? t.own_decay : run_decay);
+        a.beta1 = static_cast<float>(t.beta1 > 0 ? t.beta1 : settings.beta1);
+        a.beta2 = static_cast<float>(t.beta2 > 0 ? t.beta2 : settings.beta2);
         a.eps = static_cast<float>(settings.eps);
-        a.correction1 = static_cast<float>(correction1);
-        a.correction2 = static_cast<float>(correction2);
-        a.frozen = frozen(t, settings.freeze);
+        // Of the betas as the kernel has them: 0.999f is not 0.999, and 1 - beta^n would show it.
+        a.correction1 = static_cast<float>(adamw_correction(a.beta1, step));
+        a.correction2 = static_cast<float>(adamw_correction(a.beta2, step));
+        a.frozen = t.frozen || frozen(t, settings.freeze);
         if (a.frozen)  // what does not move does not count in the norm
             CUDA_CHECK(cudaMemsetAsync(model.grads + t.offset, 0, static_cast<size_t>(t.count) * sizeof(float), model.stream));
         model.adamw_host.push_back(a);
@@ -154,6 +178,14 @@ double model_update(Model& model, const UpdateSettings& settings, int64_t step) 
     }
     gradient_norm(model.clip, model.grads, model.registry.arena, static_cast<float>(settings.grad_clip), model.scratch,
                   model.stream);
+    if (model.residual.gate_clip > 0) {
+        std::vector<int64_t> gates;
+        for (size_t i = 0; i < model.registry.tensors.size(); i++) {
+            const Tensor& t = model.registry.tensors[i];
+            if (t.clipped_gate && !model.adamw_host[i].frozen) gates.push_back(t.offset);
+        }
+        clip_gates(model.grads, gates, model.clip, static_cast<float>(model.residual.gate_clip), model.stream);
+    }
     adamw_update(model.params, model.master, model.grads, model.m, model.v, model.adamw_tensors, model.adamw_chunk_list,
                  static_cast<int>(model.chunks_host.size()), model.clip, true, settings.seed, static_cast<uint64_t>(step),
                  model.stream);
@@ -166,6 +198,7 @@ double model_update(Model& model, const UpdateSettings& settings, int64_t step) 
             if (a.frozen && std::isfinite(norm))
                 round_params(model.params + a.offset, model.master + a.offset, a.offset, a.count, settings.seed,
                              static_cast<uint64_t>(step), model.stream);
+    model.time = model.config.residual_step + step;
     return norm;
 }
 
@@ -174,7 +207,11 @@ double flops_per_token(const ModelConfig& c, int T) {
     // backward: 6. Attention meets T/2 keys on average: q.k and p.v are 4*C per key forward, twice that backward. What a
     // kernel computes again to save memory is not counted: this is the model's work.
     const double C = c.channels, kv = static_cast<double>(c.kv_heads) * c.head_size();
-    const double weights = c.layers * (C * (C + 2 * kv) + C * C + 2.0 * C * c.ffn) + C * c.vocab;
+    const double mlp = (c.activation == Activation::swiglu ? 3.0 : 2.0) * C * c.ffn;
+    double weights = c.layers * (C * (C + 2 * kv) + C * C + mlp) + C * c.vocab;
+    const Residual residual = config_residual(c, 1, false);
+    for (const RuleParameter& p : residual.rule->parameters)
+        if (p.product) weights += static_cast<double>(p.shape[0]) * static_cast<double>(p.shape[1]);
     const double attention = 3.0 * 4.0 * C * c.layers * (T / 2.0);
     return 6.0 * weights + attention;
 }

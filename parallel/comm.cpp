@@ -100,7 +100,7 @@ int comm_local_rank(const Comm* comm) {
 }
 
 void comm_average(Comm* comm, float* buffer, size_t count, cudaStream_t stream) {
-    if (!comm->nccl || count == 0) return;
+    if (!comm || !comm->nccl || count == 0) return;
     NCCL_CHECK(comm, ncclAllReduce(buffer, buffer, count, ncclFloat32, ncclAvg, comm->nccl, stream));
 }
 

@@ -16,7 +16,7 @@ int comm_rank(const Comm* comm);
 int comm_size(const Comm* comm);
 int comm_local_rank(const Comm* comm);
 
-// buffer (count) fp32 on the device <- mean over ranks. Stream ordered. Nothing to do with one rank.
+// buffer (count) fp32 on the device <- mean over ranks. Stream ordered. Nothing to do with one rank, or without a comm.
 void comm_average(Comm* comm, float* buffer, size_t count, cudaStream_t stream);
 // Sum over ranks of host values, in rank order (small; synchronises).
 void comm_sum(Comm* comm, double* values, int count);

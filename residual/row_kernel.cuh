@@ -16,9 +16,10 @@
 //     Args                    kernel arguments: factors, device pointers to its parameters and further rows (N,C)
 //     channel_sums            how many (C) parameter gradients it sums over tokens
 //     scalar_sums             how many scalar ones
-//     backward_reads_v        its backward pass needs v = N_out(u), which the frame then recomputes
+//     reads_v, reads_p        its backward pass needs v = beta*N_out(u), which the frame then recomputes; or p, as stored
+//     allows_out, allows_post, allows_first   which seams it stands in: others are not compiled
 //     combine(lane, args, x, v) -> p
-//     backward(lane, args, dp, v, dx, dv, sums)    sets dx and dv; sums.add(i, row), sums.scalar[i] += ...
+//     backward(lane, args, dp, Saved{v, p}, dx, dv, sums)    sets dx and dv; sums.add(i, row), sums.scalar[i] += ...
 // Rows it needs besides (x in the backward pass, x_0, earlier outputs) it fetches with lane.load(pointer); reductions
 // over the row are lane.sum(values); it may lane.store() rows of its own. Rules with several streams have their own
 // kernel, made of the same pieces.
@@ -31,7 +32,7 @@ constexpr int ROW_BLOCK_THREADS = 256;  // a block takes several rows up to this
 constexpr int MAX_BLOCK_ROWS = ROW_BLOCK_THREADS / WARP;
 constexpr int WIDE_PACKS = 16 / PackX::size;  // packs per thread where one is too few: see row_grid
 constexpr int MAX_ROW_CHANNELS = MAX_ROW_THREADS * WIDE_PACKS * PackX::size;
-constexpr int MAX_ROW_SUMS = 4;      // values that one lane.sum() can add
+constexpr int MAX_ROW_SUMS = 8;      // values that one lane.sum() can add
 constexpr int MAX_SCALAR_SUMS = 4;  // scalar parameters of a rule
 constexpr int REGISTER_SUMS = 32;   // partial sums a thread keeps in registers; with more, all are in shared memory
 
@@ -51,6 +52,18 @@ struct Row {
     float v[size];
     __device__ __forceinline__ float& operator[](int i) { return v[i]; }
     __device__ __forceinline__ const float& operator[](int i) const { return v[i]; }
+};
+
+template <int PACKS>
+__device__ __forceinline__ void row_scale(Row<PACKS>& x, float factor) {
+#pragma unroll
+    for (int i = 0; i < x.size; i++) x[i] *= factor;
+}
+
+// What a rule's backward pass asked for with reads_v and reads_p.
+template <int PACKS>
+struct Saved {
+    Row<PACKS> v, p;
 };
 
 struct RowShared {
@@ -73,31 +86,39 @@ struct RowLane {
     __device__ __forceinline__ int channel(int pack) const { return (pack * blockDim.x + threadIdx.x) * PackX::size; }
     __device__ __forceinline__ bool has(int pack) const { return channel(pack) < C; }
 
-    // This lane's channels of one vector (C); zeros behind its end.
-    __device__ __forceinline__ Row load_channels(const floatX* vector, bool wanted = true) const {
+    // This lane's channels of one vector (C), of floatX or float; zeros behind its end.
+    template <class T>
+    __device__ __forceinline__ Row load_channels(const T* vector, bool wanted = true) const {
         Row out;
+        constexpr int size = Pack<T>::size;
 #pragma unroll
-        for (int p = 0; p < PACKS; p++) {
-            PackX pack = {};
-            if (wanted && has(p)) pack = load_pack(vector + channel(p));
+        for (int i = 0; i < Row::size; i += size) {
+            Pack<T> pack = {};
+            if (wanted && has(i / PackX::size)) pack = load_pack(vector + channel(i / PackX::size) + i % PackX::size);
 #pragma unroll
-            for (int j = 0; j < PackX::size; j++) out[p * PackX::size + j] = to_float(pack[j]);
+            for (int j = 0; j < size; j++) out[i + j] = to_float(pack[j]);
         }
         return out;
     }
-    // The current row of an (N,C) array.
-    __device__ __forceinline__ Row load(const floatX* rows) const { return load_channels(rows + row * C, row < N); }
-    // Stores x rounded to floatX, and leaves the rounded values in x.
-    __device__ __forceinline__ void store(floatX* rows, Row& x) const {
+    // The current row of an (N,C) array; zeros if there is none.
+    template <class T>
+    __device__ __forceinline__ Row load(const T* rows) const {
+        return load_channels(rows + row * C, rows != nullptr && row < N);
+    }
+    // Stores x rounded to T, and leaves the rounded values in x.
+    template <class T>
+    __device__ __forceinline__ void store(T* rows, Row& x) const {
+        constexpr int size = Pack<T>::size;
 #pragma unroll
-        for (int p = 0; p < PACKS; p++) {
-            PackX pack;
+        for (int i = 0; i < Row::size; i += size) {
+            Pack<T> pack;
 #pragma unroll
-            for (int j = 0; j < PackX::size; j++) {
-                pack[j] = from_float<floatX>(x[p * PackX::size + j]);
-                x[p * PackX::size + j] = to_float(pack[j]);
+            for (int j = 0; j < size; j++) {
+                pack[j] = from_float<T>(x[i + j]);
+                x[i + j] = to_float(pack[j]);
             }
-            if (row < N && has(p)) store_pack(rows + row * C + channel(p), pack);
+            if (row < N && has(i / PackX::size))
+                store_pack(rows + row * C + channel(i / PackX::size) + i % PackX::size, pack);
         }
     }
     // Sums over the row; every thread of it gets the totals. All threads of the block call it together.
@@ -111,10 +132,10 @@ struct RowLane {
 // ---------------------------------------------------------------------------------------------------------------------
 // Sums over tokens: M vectors (C) and K scalars. Each thread adds up its own channels over the rows its block handles.
 
-template <int M_, int K_, int PACKS>
+template <int M_, int K_, int PACKS, int KEPT = REGISTER_SUMS>
 struct TokenSums {
     static constexpr int M = M_, K = K_, size = Row<PACKS>::size;
-    static constexpr bool in_registers = M * size <= REGISTER_SUMS;
+    static constexpr bool in_registers = M * size <= KEPT;
     float scalar[K > 0 ? K : 1];
     float kept[in_registers && M > 0 ? M * size : 1];
     float* shared;  // in packs of 4: (M or 1, size/4, threads, 4)
@@ -309,13 +330,15 @@ __global__ void __launch_bounds__(MAX_ROW_THREADS)
         if constexpr (S::rule) {
             Row<PACKS> v = lane.load(seam.u);
             if constexpr (S::out) v = norm_forward<S::kind>(lane, v, seam.out, 1.0f);
+            if (seam.scale != nullptr) row_scale(v, *seam.scale);
             x = Rule::combine(lane, args, x, v);
             if constexpr (S::post) lane.store(seam.p, x);
         }
         if constexpr (S::post) x = norm_forward<S::kind>(lane, x, seam.post, 1.0f);
         if constexpr (S::rule || S::post) lane.store(seam.x_new, x);
         if constexpr (S::in) {
-            Row<PACKS> z = norm_forward<S::kind>(lane, x, seam.in, seam.in.scale);
+            float scale = seam.in.factor != nullptr ? seam.in.scale * *seam.in.factor : seam.in.scale;
+            Row<PACKS> z = norm_forward<S::kind>(lane, x, seam.in, scale);
             lane.store(seam.z, z);
         }
     }
@@ -342,30 +365,48 @@ __global__ void __launch_bounds__(MAX_ROW_THREADS)
     TokenSums<Index::channels, Index::scalars, PACKS> sums(shared);
     for (int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y; first < lane.N; first += gridDim.x * blockDim.y) {
         lane.row = first + threadIdx.y;
-        Row<PACKS> d = lane.load_channels(seam.dx_new + lane.row * lane.C, seam.dx_new != nullptr && lane.row < lane.N);
+        Row<PACKS> d = lane.load(seam.dx_new);
+        row_scale(d, seam.dx_new_scale != nullptr ? seam.dx_new_factor * *seam.dx_new_scale : seam.dx_new_factor);
+        Saved<PACKS> saved = {};
         if constexpr (S::in) {
-            Row<PACKS> dx = norm_backward<S::kind, Index::in>(lane, lane.load(seam.dz), lane.load(seam.x_new), seam.in,
-                                                              seam.in.scale, sums);
+            Row<PACKS> x_new = lane.load(seam.x_new);
+            float scale = seam.in.scale;
+            if (seam.in.factor != nullptr && seam.in.factor_backward) scale *= *seam.in.factor;
+            Row<PACKS> dx = norm_backward<S::kind, Index::in>(lane, lane.load(seam.dz), x_new, seam.in, scale, sums);
 #pragma unroll
             for (int i = 0; i < d.size; i++) d[i] += dx[i];
+            if constexpr (S::rule && !S::post && Rule::reads_p) saved.p = x_new;
+        } else {
+            Row<PACKS> dz = lane.load(seam.dz);
+#pragma unroll
+            for (int i = 0; i < d.size; i++) d[i] += dz[i];
+            if constexpr (S::rule && !S::post && Rule::reads_p) saved.p = lane.load(seam.x_new);
         }
         if constexpr (S::post) {
-            d = norm_backward<S::kind, Index::post>(lane, d, lane.load(seam.p), seam.post, 1.0f, sums);
+            Row<PACKS> p = lane.load(seam.p);
+            d = norm_backward<S::kind, Index::post>(lane, d, p, seam.post, 1.0f, sums);
+            if constexpr (S::rule && Rule::reads_p) saved.p = p;
         }
         if constexpr (!S::rule) {
             lane.store(seam.dx, d);
         } else {
-            Row<PACKS> u = {}, v = {}, dx, dv;
-            if constexpr (S::out || Rule::backward_reads_v) u = v = lane.load(seam.u);
-            if constexpr (S::out && Rule::backward_reads_v) {
+            Row<PACKS> u = {}, dx, dv;
+            if constexpr (S::out || Rule::reads_v) u = saved.v = lane.load(seam.u);
+            if constexpr (S::out && Rule::reads_v) {
                 float rstd;
-                v = norm_apply<S::kind>(norm_input<S::kind>(lane, u, seam.out, rstd), lane.load_channels(seam.out.gain),
-                                        lane.load_channels(seam.out.bias, seam.out.bias != nullptr), 1.0f);
+                saved.v = norm_apply<S::kind>(norm_input<S::kind>(lane, u, seam.out, rstd),
+                                              lane.load_channels(seam.out.gain),
+                                              lane.load_channels(seam.out.bias, seam.out.bias != nullptr), 1.0f);
             }
-            Rule::backward(lane, args, d, v, dx, dv, sums);
+            if constexpr (Rule::reads_v)
+                if (seam.scale != nullptr) row_scale(saved.v, *seam.scale);
+            Rule::backward(lane, args, d, saved, dx, dv, sums);
             lane.store(seam.dx, dx);
-            if constexpr (S::out) dv = norm_backward<S::kind, Index::out>(lane, dv, u, seam.out, 1.0f, sums);
-            if (seam.du != seam.dx) lane.store(seam.du, dv);
+            if constexpr (S::out) {
+                if (seam.out_scale != nullptr) row_scale(dv, *seam.out_scale);
+                dv = norm_backward<S::kind, Index::out>(lane, dv, u, seam.out, 1.0f, sums);
+            }
+            if (seam.du != nullptr && seam.du != seam.dx) lane.store(seam.du, dv);
         }
     }
     sums.write(lane, partial, scalars);
@@ -405,20 +446,21 @@ inline int row_blocks(const RowGrid& grid, int64_t N) {
     return static_cast<int>(needed < grid.max_blocks ? needed : grid.max_blocks);
 }
 
-// Calls f(Seam<...>{}) for the seam these parts make. A seam without norms is the same for both kinds.
-template <bool RULE, class F>
+// Calls f(Seam<...>{}) for the seam these parts make. A seam without norms is the same for both kinds. No scheme has
+// N_out and N_post at once; what a rule does not allow is not compiled.
+template <class Rule, bool RULE, class F>
 void with_seam(bool out, bool post, bool in, NormKind kind, F&& f) {
+    constexpr bool OUT = RULE && Rule::allows_out, POST = !RULE || Rule::allows_post;
+    CHECK(!(out && post) && (OUT || !out) && (POST || !post));
     auto with_kind = [&](auto kind_constant) {
         constexpr NormKind KIND = decltype(kind_constant)::value;
-        if (out && post && in) { if constexpr (RULE) f(Seam<RULE, true, true, true, KIND>{}); }
-        else if (out && post) { if constexpr (RULE) f(Seam<RULE, true, true, false, KIND>{}); }
-        else if (out && in) { if constexpr (RULE) f(Seam<RULE, true, false, true, KIND>{}); }
-        else if (out) { if constexpr (RULE) f(Seam<RULE, true, false, false, KIND>{}); }
-        else if (post && in) f(Seam<RULE, false, true, true, KIND>{});
-        else if (post) f(Seam<RULE, false, true, false, KIND>{});
+        if (out && in) { if constexpr (OUT) f(Seam<RULE, true, false, true, KIND>{}); }
+        else if (out) { if constexpr (OUT) f(Seam<RULE, true, false, false, KIND>{}); }
+        else if (post && in) { if constexpr (POST) f(Seam<RULE, false, true, true, KIND>{}); }
+        else if (post) { if constexpr (POST) f(Seam<RULE, false, true, false, KIND>{}); }
         else if (in) f(Seam<RULE, false, false, true, KIND>{});
     };
-    if (!out && !post && !in) { if constexpr (RULE) f(Seam<RULE, false, false, false, NormKind::rms>{}); }
+    if (!out && !post && !in) f(Seam<RULE, false, false, false, NormKind::rms>{});
     else if (kind == NormKind::layer) with_kind(std::integral_constant<NormKind, NormKind::layer>{});
     else with_kind(std::integral_constant<NormKind, NormKind::rms>{});
 }
@@ -427,15 +469,15 @@ void with_seam(bool out, bool post, bool in, NormKind kind, F&& f) {
 template <class Rule>
 void seam_forward(const SeamForward& seam, const SeamShape& shape, const typename Rule::Args& args, cudaStream_t stream) {
     RowGrid grid = row_grid(shape.C);
-    if (shape.N == 0) return;
-    CHECK(seam.u != nullptr || seam.out.gain == nullptr);
+    if (shape.N == 0 || (seam.u == nullptr && !seam.post.gain && !seam.in.gain)) return;
+    CHECK(seam.u != nullptr || (Rule::allows_first && seam.out.gain == nullptr));
     auto run = [&](auto parts) {
         using S = decltype(parts);
         auto kernel = grid.wide ? seam_forward_kernel<Rule, S, WIDE_PACKS> : seam_forward_kernel<Rule, S, 1>;
         launch(kernel, row_blocks(grid, shape.N), grid.block, sizeof(RowShared), stream, seam, shape, args);
     };
-    if (seam.u) with_seam<true>(seam.out.gain, seam.post.gain, seam.in.gain, shape.kind, run);
-    else with_seam<false>(false, seam.post.gain, seam.in.gain, shape.kind, run);
+    if (seam.u) with_seam<Rule, true>(seam.out.gain, seam.post.gain, seam.in.gain, shape.kind, run);
+    else if constexpr (Rule::allows_first) with_seam<Rule, false>(false, seam.post.gain, seam.in.gain, shape.kind, run);
 }
 
 // Gradients of the rule's own parameters, accumulated (+=), in the order of its sums; null: not wanted.
@@ -449,7 +491,7 @@ void seam_backward(const SeamBackward& seam, const SeamShape& shape, const typen
                    const RuleGradients& gradients, float* scratch, cudaStream_t stream) {
     RowGrid grid = row_grid(shape.C);
     if (shape.N == 0) return;
-    CHECK(seam.du != nullptr || seam.out.gain == nullptr);
+    CHECK(!seam.first || (Rule::allows_first && seam.out.gain == nullptr));
     int blocks = row_blocks(grid, shape.N);
     auto run = [&](auto parts) {
         using S = decltype(parts);
@@ -473,10 +515,6 @@ void seam_backward(const SeamBackward& seam, const SeamShape& shape, const typen
         for (int i = 0; i < Index::scalars; i++) scalar_target.total[i] = gradients.scalars[i];
         add_partials(scalar_target, scalars, blocks, Index::scalars, 1, stream);
     };
-    if (seam.du) with_seam<true>(seam.out.gain, seam.post.gain, seam.in.gain, shape.kind, run);
-    else with_seam<false>(false, seam.post.gain, seam.in.gain, shape.kind, run);
-    // The first seam without norms does nothing forward; backward the gradient passes through.
-    if (!seam.du && !seam.post.gain && !seam.in.gain && seam.dx != seam.dx_new)
-        CUDA_CHECK(cudaMemcpyAsync(seam.dx, seam.dx_new, shape.N * shape.C * sizeof(floatX), cudaMemcpyDeviceToDevice,
-                                   stream));
+    if (!seam.first) with_seam<Rule, true>(seam.out.gain, seam.post.gain, seam.in.gain, shape.kind, run);
+    else if constexpr (Rule::allows_first) with_seam<Rule, false>(false, seam.post.gain, seam.in.gain, shape.kind, run);
 }

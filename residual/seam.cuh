@@ -1,6 +1,6 @@
 // The residual seam: what happens between two sublayers, in one kernel forward and one backward.
 //
-//     v     = N_out(u)            the sublayer's output, normalised if the scheme asks for it
+//     v     = beta*N_out(u)       the sublayer's output, normalised if the scheme asks for it; beta: see scale below
 //     p     = rule(x, v)          vanilla: a*x + v
 //     x_new = N_post(p)           post-type schemes
 //     z     = scale * N_in(x_new) the next sublayer's input (or the head's: N_f is the last seam's N_in)
@@ -14,13 +14,15 @@ enum class NormKind { layer, rms };
 
 // One norm of a seam. Absent when gain is null.
 struct SeamNorm {
-    const floatX* gain = nullptr;  // (C)
-    const floatX* bias = nullptr;  // (C), null: none (and always for rms)
+    const float* gain = nullptr;   // (C) fp32 in every build, like all parameters of the residual path
+    const float* bias = nullptr;   // (C), null: none (and always for rms)
     float* mean = nullptr;         // (N) fp32, written forward, read backward; layer only
     float* rstd = nullptr;         // (N) fp32
     float* dgain = nullptr;        // (C) fp32, accumulated (+=) by the backward pass
     float* dbias = nullptr;        // (C) fp32
     float scale = 1.0f;            // fixed factor behind gain and bias (LayerNorm scaling), N_in only
+    const float* factor = nullptr;  // N_in only: device scalar times its output; null: 1
+    bool factor_backward = true;    // whether the backward pass has the factor too
 };
 
 struct SeamShape {
@@ -32,27 +34,39 @@ struct SeamShape {
 };
 
 struct SeamForward {
-    const floatX* x;        // (N,C) the stream before
+    const floatX* x;        // (N,C) the stream before; null: zeros
     const floatX* u;        // (N,C) the sublayer's output; null at the first seam
     floatX* x_new;          // (N,C) the stream after; may be x; ignored at the first seam
     floatX* z;              // (N,C) null when there is no N_in (then x_new itself is the next input)
     floatX* p;              // (N,C) the sum before N_post, saved for the backward pass; null without N_post
     SeamNorm out, post, in;
+    // beta, a device scalar (null: 1): a schedule's value (ProRes), a learned factor (ReZero), or their product. The
+    // backward pass leaves it out of du, so that du can stay dx's memory; the products behind it take it as their alpha.
+    const float* scale = nullptr;
 };
 
 struct SeamBackward {
     const floatX* dx_new;   // (N,C) gradient of the stream after, from later seams; null: zero (the last seam)
-    const floatX* dz;       // (N,C) gradient of z; null without N_in
+    const floatX* dz;       // (N,C) gradient of z; without N_in z is x_new itself, and dz is added to dx_new; may be null
     const floatX* x_new;    // (N,C) saved (N_in's input)
     const floatX* p;        // (N,C) saved (N_post's input); null without N_post
     const floatX* u;        // (N,C) saved (N_out's input); needed only with N_out
     floatX* dx;             // (N,C) gradient of x; may be dx_new
-    floatX* du;             // (N,C) gradient of u; may be dx when both are equal (vanilla, skip 1, no N_out); null at the first seam
+    floatX* du;             // (N,C) gradient of u / beta; may be dx when both are equal (vanilla, skip 1, no N_out)
     SeamNorm out, post, in;
+    // Only for rules that read v, and for the gain of N_out: with out_scale, beta is applied in front of N_out^T, and du
+    // then is whole. null: 1.
+    const float* scale = nullptr;
+    const float* out_scale = nullptr;
+    bool first = false;  // the first seam: there is no u
+    // Factors of dx_new on loading it: a rule whose dx and du differ by a factor stores them once.
+    float dx_new_factor = 1.0f;
+    const float* dx_new_scale = nullptr;  // device scalar; null: 1
 };
 
 // Bytes of scratch for the parameter partials of one backward seam.
 size_t seam_scratch_bytes(int C);
 
+// Vanilla: p = skip*x + v. Without u it is a row of norms alone.
 void vanilla_forward(const SeamForward& seam, const SeamShape& shape, cudaStream_t stream);
 void vanilla_backward(const SeamBackward& seam, const SeamShape& shape, float* scratch, cudaStream_t stream);

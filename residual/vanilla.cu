@@ -4,6 +4,7 @@
 //
 // a is a constant: 1, or alpha of DeepNorm and KEEL. No parameters.
 #include "residual/row_kernel.cuh"
+#include "residual/stream_rule.h"
 
 namespace {
 
@@ -12,7 +13,8 @@ struct Vanilla {
         float a;
     };
     static constexpr int channel_sums = 0, scalar_sums = 0;
-    static constexpr bool backward_reads_v = false;
+    static constexpr bool reads_v = false, reads_p = false, allows_out = true, allows_post = true,
+                          allows_first = true;
 
     template <class Lane, class Row = typename Lane::Row>
     static __device__ __forceinline__ Row combine(const Lane&, const Args& args, const Row& x, const Row& v) {
@@ -22,8 +24,8 @@ struct Vanilla {
         return p;
     }
 
-    template <class Lane, class Sums, class Row = typename Lane::Row>
-    static __device__ __forceinline__ void backward(const Lane&, const Args& args, const Row& dp, const Row& /*v*/, Row& dx,
+    template <class Lane, class Saved, class Sums, class Row = typename Lane::Row>
+    static __device__ __forceinline__ void backward(const Lane&, const Args& args, const Row& dp, const Saved&, Row& dx,
                                                     Row& dv, Sums&) {
 #pragma unroll
         for (int i = 0; i < dp.size; i++) {
@@ -33,7 +35,14 @@ struct Vanilla {
     }
 };
 
+class VanillaRule : public StreamRule {
+public:
+    VanillaRule(const RuleShape& shape, RuleOptions&) : StreamRule(shape) {}
+};
+
 }  // namespace
+
+extern const RuleEntry vanilla_rule = {"vanilla", "x + u (He et al. 2016)", ALL_SCHEMES, make_rule<VanillaRule>};
 
 void vanilla_forward(const SeamForward& seam, const SeamShape& shape, cudaStream_t stream) {
     seam_forward<Vanilla>(seam, shape, {shape.skip}, stream);

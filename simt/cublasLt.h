@@ -7,6 +7,8 @@
 //   layout       column-major. bf16 matrices need leading dimensions and batch strides of whole 16 bytes. A,B,C,D, bias
 //                and auxiliary addresses are multiples of 16 bytes, and of the alignment that the heuristic was
 //                promised.
+//   scalars      alpha and beta both in host memory, or with CUBLASLT_POINTER_MODE_DEVICE both in device memory; one in
+//                the other's memory is refused. With beta on the device C must be valid even if beta is 0.
 //   epilogues    DEFAULT, BIAS, GELU, GELU_BIAS, GELU_AUX, GELU_AUX_BIAS, DGELU, DGELU_BGRAD, BGRADA, BGRADB.
 //                GELU is the tanh form. GELU_AUX stores its argument. Bias and auxiliary have D's type; the auxiliary
 //                leading dimension is divisible by 8. Gradients of the bias are stored, never accumulated.

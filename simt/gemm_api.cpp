@@ -105,6 +105,7 @@ uint64_t hash(uint64_t seed, uint64_t value) {
 uint64_t signature(const Desc& desc, const Layout& a, const Layout& b, const Layout& c, const Layout& d) {
     uint64_t h = hash(hash(hash(desc.epilogue, static_cast<uint64_t>(desc.op_a)), static_cast<uint64_t>(desc.op_b)),
                       static_cast<uint64_t>(desc.aux_ld));
+    h = hash(h, static_cast<uint64_t>(desc.pointer_mode));
     for (const Layout* l : {&a, &b, &c, &d}) {
         h = hash(hash(hash(h, l->rows), l->cols), static_cast<uint64_t>(l->ld));
         h = hash(hash(h, l->type), static_cast<uint64_t>(l->batch));
@@ -151,6 +152,22 @@ void note_operand(Note&& note, const void* p, const Layout& l) {
     for (int64_t batch = 0; batch < l.batch; batch++)
         note_columns(note, static_cast<const char*>(p) + batch * l.stride * size, static_cast<int64_t>(l.rows) * size,
                      l.ld * size, static_cast<int64_t>(l.cols));
+}
+
+// alpha or beta lie where the pointer mode says. The library would read host memory from the device, or the other way
+// round, and crash.
+cublasStatus_t check_scalar(const Desc& desc, const void* scalar) {
+    cudaPointerAttributes attributes = {};
+    cudaPointerGetAttributes(&attributes, scalar);
+    const bool on_device = attributes.type == cudaMemoryTypeDevice;
+    REFUSE_IF(on_device != (desc.pointer_mode == CUBLASLT_POINTER_MODE_DEVICE), INVALID_VALUE,
+              "alpha or beta is not in the memory that the pointer mode names");
+    REFUSE_IF(reinterpret_cast<uintptr_t>(scalar) % sizeof(float) != 0, INVALID_VALUE, "alpha or beta not aligned");
+    if (on_device) {
+        check_memory(scalar, sizeof(float));
+        note_columns(simt::note_read, scalar, sizeof(float), 0, 1);
+    }
+    return CUBLAS_STATUS_SUCCESS;
 }
 
 template <class T>
@@ -212,8 +229,13 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     cublasStatus_t status = check(desc, la, lb, lc, ld);
     if (status != CUBLAS_STATUS_SUCCESS) return status;
 
+    for (const void* scalar : {alpha, beta}) {
+        if (status = check_scalar(desc, scalar); status != CUBLAS_STATUS_SUCCESS) return status;
+    }
     const float beta_value = *static_cast<const float*>(beta);
     const bool reads_c = beta_value != 0;
+    // Who calls does not know a beta that is on the device: C must be there whatever it turns out to be.
+    const bool may_read_c = reads_c || desc.pointer_mode == CUBLASLT_POINTER_MODE_DEVICE;
     Algo promised = {.problem = 0, .align_a = 16, .align_b = 16, .align_c = 16, .align_d = 16};
     if (algo) {
         promised = *reinterpret_cast<const Algo*>(algo->data);
@@ -221,10 +243,10 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
                   "the algorithm was made for another problem");
     }
     REFUSE_IF(!aligned(a, la, promised.align_a) || !aligned(b, lb, promised.align_b) ||
-                  !aligned(d, ld, promised.align_d) || (reads_c && !aligned(c, lc, promised.align_c)),
+                  !aligned(d, ld, promised.align_d) || (may_read_c && !aligned(c, lc, promised.align_c)),
               NOT_SUPPORTED, "an operand is less aligned than promised");
-    REFUSE_IF(reads_c && !c, INVALID_VALUE, "beta without C");
-    REFUSE_IF(reads_c && c == d && (lc.ld != ld.ld || lc.stride != ld.stride), INVALID_VALUE,
+    REFUSE_IF(may_read_c && !c, INVALID_VALUE, "beta without C");
+    REFUSE_IF(may_read_c && c == d && (lc.ld != ld.ld || lc.stride != ld.stride), INVALID_VALUE,
               "C in place with another layout");
     REFUSE_IF(overlap(d, extent(ld), a, extent(la)) || overlap(d, extent(ld), b, extent(lb)), INVALID_VALUE,
               "D overlaps an operand");

@@ -34,6 +34,34 @@ TEST_CASE("bias gradient") {
     }
 }
 
+TEST_CASE("bias gradient with a factor in device memory") {
+    Random random(3);
+    const int OC = 128;
+    for (int64_t N : {1, 199, 3000}) {
+        for (float scale : {-0.37f, 0.0f, 3.0f}) {
+            INFO("N=" << N << " scale=" << scale);
+            auto dout = random.normals<floatX>(static_cast<size_t>(N) * OC, 1.0, 0.5);
+            auto before = random.normals<float>(OC);
+            std::vector<double> want = to_double(before);
+            for (int64_t n = 0; n < N; n++)
+                for (int c = 0; c < OC; c++) want[c] += static_cast<double>(scale) * to_float(dout[n * OC + c]);
+            Device<floatX> d(dout);
+            Device<float> dbias(before), scratch(bias_scratch_bytes(OC) / sizeof(float)),
+                factor(std::vector<float>{1e30f, scale});
+            scratch.poison();
+            bias_backward(dbias.data, d.data, scratch.data, N, OC, nullptr, factor.data + 1);
+            // As without a factor; its product rounds every partial sum once more. What was there before can cancel
+            // the sum, which the error is relative to: all of it is allowed by its size.
+            double size = 0;
+            for (int c = 0; c < OC; c++) size += std::pow(std::fabs(want[c] - before[c]) + std::fabs(before[c]), 2);
+            std::vector<double> got = to_double(dbias.read());
+            double error = 0;
+            for (int c = 0; c < OC; c++) error += std::pow(got[c] - want[c], 2);
+            CHECK(std::sqrt(error / size) < 0x1p-24 * (4 + std::sqrt(static_cast<double>(N))));
+        }
+    }
+}
+
 TEST_CASE("the second stage of a two-stage sum") {
     Random random(2);
     for (int rows : {1, 63, 64, 255, 256, 700})

@@ -229,6 +229,10 @@ TEMPLATE_TEST_CASE("cublasLt: leading dimensions, scalars, C beside D", "[cublas
     required<TestType, TestType>({.m = 40, .n = 19, .k = 48, .alpha = 0.5f, .beta = -2, .pad = 8, .in_place = false});
     required<TestType, float>({.m = 40, .n = 19, .k = 48, .alpha = 0.5f, .beta = 3, .pad = 8, .in_place = false});
     required<TestType, TestType>({.m = 40, .n = 19, .k = 48, .alpha = 0.5f, .beta = 3, .scalars_on_device = true});
+    // D is filled with NaN first: a beta of 0 on the device must keep it out as one on the host does.
+    required<TestType, TestType>({.m = 40, .n = 19, .k = 48, .alpha = -3, .beta = 0, .scalars_on_device = true});
+    required<TestType, float>(
+        {.m = 40, .n = 48, .k = 19, .trans_b = true, .alpha = 0.125f, .beta = 1, .scalars_on_device = true});
 }
 
 TEMPLATE_TEST_CASE("cublasLt: batches", "[cublaslt]", float, __nv_bfloat16) {
@@ -257,6 +261,15 @@ TEMPLATE_TEST_CASE("cublasLt: epilogues", "[cublaslt]", float, __nv_bfloat16) {
                     {.m = 136, .n = 200, .k = 64, .trans_a = trans_a, .trans_b = trans_b, .epilogue = epilogue});
             }
         }
+    }
+    for (int n : {8, 199}) {
+        tried++;
+        supported += run<TestType, TestType>({.m = 120,
+                                              .n = n,
+                                              .k = 64,
+                                              .alpha = -0.75f,
+                                              .epilogue = CUBLASLT_EPILOGUE_DGELU,
+                                              .scalars_on_device = true});
     }
     // A library may lack some of them; then matmul.cu takes two steps. The stand-in has all.
     UNSCOPED_INFO(tried - supported << " of " << tried << " not supported");

@@ -105,6 +105,18 @@ TEST_CASE("matmul forward", "[matmul]") {
     }
 }
 
+TEST_CASE("matmul forward in fp32", "[matmul]") {
+    for (Shape s : SHAPES) {
+        CAPTURE(s.N, s.C, s.OC);
+        Data data(s);
+        Device<float> out(area(s.N, s.OC));
+        out.poison();
+        matmul_forward_fp32(shared_handle(), out.data, data.d_inp.data, data.d_weight.data, s.N, s.C, s.OC, nullptr);
+        const std::vector<double> want = product(to_double(data.inp), to_double(data.weight), s.N, s.OC, s.C);
+        CHECK(worst_error(to_double(out.read()), want, atol(s.C), rtol<float>()) <= 1);
+    }
+}
+
 TEST_CASE("matmul forward adds", "[matmul]") {
     for (Shape s : SHAPES) {
         CAPTURE(s.N, s.C, s.OC);
@@ -211,6 +223,61 @@ TEST_CASE("matmul backward to the weight accumulates in fp32", "[matmul]") {
         // Products are not scaled to 1 here: dout is of size sqrt(C / OC), and N of them are added.
         const double size = std::max(1.0, std::sqrt(static_cast<double>(s.C) / s.OC * s.N));
         CHECK(worst_error(to_double(dweight.read()), want, 2 * size * atol(s.N), 8 * 0x1p-24) <= 1);
+    }
+}
+
+// alpha scales the fp32 sum before anything is rounded or added, so the tolerances are those of the same products
+// without it, the absolute part times |alpha|. 0 is a coefficient too: that of a rule's first update.
+TEST_CASE("matmul backward with a factor in device memory", "[matmul]") {
+    for (Shape s : SHAPES) {
+        Data data(s);
+        const std::vector<double> dinp = product(to_double(data.dout), transposed(to_double(data.weight), s.OC, s.C),
+                                                 s.N, s.C, s.OC),
+                                  dweight = product(transposed(to_double(data.dout), s.N, s.OC),
+                                                    transposed(to_double(data.inp), s.N, s.C), s.OC, s.C, s.N);
+        for (float alpha : {-0.3f, 0.0f, 2.5f}) {
+            CAPTURE(s.N, s.C, s.OC, alpha);
+            const double factor = alpha, size = std::fabs(factor) + 1;
+            Device<float> d_alpha(std::vector<float>{1e30f, alpha});  // not at the start of an allocation
+            Random random(9);
+            const std::vector<floatX> before = random.normals<floatX>(area(s.N, s.C)),
+                                      pre = random.normals<floatX>(area(s.N, s.C), 2);
+            for (bool accumulate : {false, true}) {
+                Device<floatX> got(before);
+                if (!accumulate) got.poison();
+                // The plan of the same product without a factor must not serve this one, nor the other way round.
+                if (accumulate) {
+                    Device<floatX> plain(before);
+                    matmul_backward_input(shared_handle(), plain.data, data.d_dout.data, data.d_weight.data, s.N, s.C,
+                                          s.OC, accumulate, nullptr);
+                }
+                matmul_backward_input(shared_handle(), got.data, data.d_dout.data, data.d_weight.data, s.N, s.C, s.OC,
+                                      accumulate, nullptr, d_alpha.data + 1);
+                std::vector<double> want = dinp;
+                for (size_t i = 0; i < want.size(); i++)
+                    want[i] = factor * want[i] + (accumulate ? to_float(before[i]) : 0.0);
+                CHECK(worst_error(to_double(got.read()), want, size * atol(s.OC), rtol<floatX>()) <= 1);
+            }
+            for (Activation act : {Activation::gelu_new, Activation::gelu}) {  // fused, and in two steps
+                Device<floatX> d_pre(pre), dpre(area(s.N, s.C));
+                dpre.poison();
+                matmul_activation_backward_input(shared_handle(), dpre.data, data.d_dout.data, data.d_weight.data,
+                                                 d_pre.data, act, s.N, s.C, s.OC, nullptr, d_alpha.data + 1);
+                std::vector<double> want = dinp;
+                for (size_t i = 0; i < want.size(); i++)
+                    want[i] *= factor * activation_derivative(act, to_float(pre[i]));
+                const double absolute = 2 * atol(s.OC) + 6 * 16 * 0x1p-24;  // as without a factor, above
+                CHECK(worst_error(to_double(dpre.read()), want, size * absolute, 2 * rtol<floatX>()) <= 1);
+            }
+            const std::vector<float> gradient = random.normals<float>(area(s.OC, s.C));
+            Device<float> got(gradient);
+            matmul_backward_weight(shared_handle(), got.data, data.d_dout.data, data.d_inp.data, s.N, s.C, s.OC,
+                                   nullptr, d_alpha.data + 1);
+            std::vector<double> want = dweight;
+            for (size_t i = 0; i < want.size(); i++) want[i] = gradient[i] + factor * want[i];
+            const double sums = std::max(1.0, std::sqrt(static_cast<double>(s.C) / s.OC * s.N));
+            CHECK(worst_error(to_double(got.read()), want, size * sums * atol(s.N), 8 * 0x1p-24) <= 1);
+        }
     }
 }
 

@@ -80,7 +80,7 @@ TEST_CASE("initial weights have the stated spread, and padding is zero", "[model
                 sum += x, squares += x * x;
             }
         const double n = static_cast<double>(t.true_count());
-        CHECK(std::fabs(sum / n) < 5 * t.init_std / std::sqrt(n));  // five standard errors
+        CHECK(std::fabs(sum / n) < 5 * t.init_ranges[0].std / std::sqrt(n));  // five standard errors
         return std::sqrt(squares / n);
     };
     CHECK(spread("h.0.attn.c_attn.weight") == Approx(0.02).epsilon(0.02));

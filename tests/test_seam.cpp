@@ -127,16 +127,15 @@ Problem make_problem(Random& random, int N, int C, NormKind kind, bool out, bool
 
 // The device side of one norm.
 struct DeviceNorm {
-    Device<floatX> gain, bias;
-    Device<float> mean, rstd, dgain, dbias;
+    Device<float> gain, bias, mean, rstd, dgain, dbias;
     Vec dgain0, dbias0;
     SeamNorm seam;
     DeviceNorm(Random& random, const Problem& q, const Norm& norm)
         : gain(q.C), bias(q.C), mean(q.N), rstd(q.N), dgain(q.C), dbias(q.C) {
         if (!norm.present) return;
         auto narrow = [](const Vec& v) {
-            std::vector<floatX> out;
-            for (double x : v) out.push_back(from_float<floatX>(static_cast<float>(x)));
+            std::vector<float> out;
+            for (double x : v) out.push_back(static_cast<float>(x));
             return out;
         };
         gain.write(narrow(norm.gain));
@@ -213,6 +212,7 @@ void check_seam(Random& random, const Problem& q, bool last = false, bool in_pla
     SeamBackward seam{last ? nullptr : dnew.data, q.in.present ? dz.data : nullptr, stream,
                       !q.post.present ? nullptr : q.first ? first_p.data : p.data, q.out.present ? du_in.data : nullptr,
                       to_dx, to_du, out.seam, post.seam, in.seam};
+    seam.first = q.first;
     vanilla_backward(seam, shape, scratch.data, nullptr);
     Backward back = backward(q, to_double(u), saved_p, saved_x, to_double(d_new), to_double(d_z));
     auto got_dx = in_place_dx ? dnew.read() : dx.read();
@@ -281,6 +281,7 @@ TEST_CASE("vanilla seam: every set of norms") {
     for (int parts = 0; parts < 8; parts++) {
         for (NormKind kind : {NormKind::layer, NormKind::rms}) {
             bool out = parts & 4, post = parts & 2, in = parts & 1;
+            if (out && post) continue;  // no scheme has both
             check_seam(random, make_problem(random, 7, 96, kind, out, post, in));
             check_seam(random, make_problem(random, 7, 96, kind, out, post, in), false, true);
             check_seam(random, make_problem(random, 37, 760, kind, out, post, in, 2.5), false, true);
@@ -296,9 +297,9 @@ TEST_CASE("vanilla seam: awkward sizes") {
         for (int N : {1, 5, 199}) {
             if (N == 199 && C > 1600) continue;
             check_seam(random, make_problem(random, N, C, NormKind::layer, false, false, true));
-            check_seam(random, make_problem(random, N, C, N == 5 ? NormKind::layer : NormKind::rms, true, N == 1, true));
+            check_seam(random, make_problem(random, N, C, N == 5 ? NormKind::layer : NormKind::rms, N != 1, N == 1, true));
         }
-    check_seam(random, make_problem(random, 199, 8192, NormKind::layer, true, true, true));
+    check_seam(random, make_problem(random, 199, 8192, NormKind::layer, true, false, true));
 }
 
 // The variance comes from the centred row. With E[x^2] - E[x]^2 in fp32 this would be wrong in the second digit.

@@ -22,7 +22,8 @@ struct Good {
     int64_t aux_ld = 16;
     uint32_t promised = 256;                                      // alignment of A, B, C, D
     int a_bytes = 0, d_bytes = 0, bias_bytes = 0, aux_bytes = 0;  // shifts of the addresses
-    bool null_bias = false, null_aux = false, d_is_b = false;
+    bool null_bias = false, null_aux = false, d_is_b = false, null_c = false;
+    bool alpha_on_device = false, beta_on_device = false;
     float beta = 0;
 
     cublasStatus_t heuristic = CUBLAS_STATUS_SUCCESS, matmul = CUBLAS_STATUS_SUCCESS;
@@ -64,8 +65,10 @@ struct Good {
         cublasLtMatmulHeuristicResult_t result = {};
         heuristic = cublasLtMatmulAlgoGetHeuristic(handle, desc, la, lb, lc, ld, preference, 1, &result, &found);
         const float alpha = 1;
+        Device<float> scalars(std::vector<float>{alpha, beta});
         char* out = d_is_b ? b.data : d.data + d_bytes;
-        matmul = cublasLtMatmul(handle, desc, &alpha, a.data + a_bytes, la, b.data, lb, &beta, out, lc, out, ld,
+        matmul = cublasLtMatmul(handle, desc, alpha_on_device ? scalars.data : &alpha, a.data + a_bytes, la, b.data, lb,
+                                beta_on_device ? scalars.data + 1 : &beta, null_c ? nullptr : out, lc, out, ld,
                                 found ? &result.algo : nullptr, nullptr, 0, nullptr);
         cublasLtMatmulPreferenceDestroy(preference);
         for (auto layout : {la, lb, lc, ld}) cublasLtMatrixLayoutDestroy(layout);
@@ -154,6 +157,25 @@ TEST_CASE("cublasLt stand-in: what is refused", "[simt][cublaslt]") {
     refused_late(INVALID, "C in place with another leading dimension", [](Good& g) { g.ldc = 24, g.beta = 1; });
 }
 
+TEST_CASE("cublasLt stand-in: alpha and beta lie where the pointer mode says", "[simt][cublaslt]") {
+    const auto INVALID = CUBLAS_STATUS_INVALID_VALUE;
+    auto scalars = [](int mode, bool alpha, bool beta) {
+        return [=](Good& g) { g.pointer_mode = mode, g.alpha_on_device = alpha, g.beta_on_device = beta; };
+    };
+    const int host = CUBLASLT_POINTER_MODE_HOST, device = CUBLASLT_POINTER_MODE_DEVICE;
+    accepted("both in host memory", scalars(host, false, false));
+    accepted("both in device memory", scalars(device, true, true));
+    refused_late(INVALID, "alpha on the device, host mode", scalars(host, true, false));
+    refused_late(INVALID, "beta on the device, host mode", scalars(host, false, true));
+    refused_late(INVALID, "alpha in host memory, device mode", scalars(device, false, true));
+    refused_late(INVALID, "beta in host memory, device mode", scalars(device, true, false));
+    accepted("a beta of 0 in host memory needs no C", [](Good& g) { g.null_c = true; });
+    refused_late(INVALID, "a beta of 0 on the device does", [&](Good& g) {
+        scalars(device, true, true)(g);
+        g.null_c = true;
+    });
+}
+
 TEST_CASE("cublasLt stand-in: an algorithm is for the problem it was made for", "[simt][cublaslt]") {
     cublasLtHandle_t handle = nullptr;
     cublasLtMatmulDesc_t desc = nullptr;
@@ -177,6 +199,11 @@ TEST_CASE("cublasLt stand-in: an algorithm is for the problem it was made for", 
     };
     CHECK(run(square) == CUBLAS_STATUS_SUCCESS);
     CHECK(run(smaller) == CUBLAS_STATUS_NOT_SUPPORTED);
+    int32_t mode = CUBLASLT_POINTER_MODE_DEVICE;  // another pointer mode is another problem
+    cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_POINTER_MODE, &mode, sizeof mode);
+    Device<float> scalars(std::vector<float>{1, 0});
+    CHECK(cublasLtMatmul(handle, desc, scalars.data, a.data, square, b.data, square, scalars.data + 1, d.data, square,
+                         d.data, square, &result.algo, nullptr, 0, nullptr) == CUBLAS_STATUS_NOT_SUPPORTED);
     // Attributes are of one size.
     int64_t wide = 0;
     CHECK(cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_TRANSA, &wide, sizeof wide) ==

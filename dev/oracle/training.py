@@ -6,7 +6,7 @@ import math
 import numpy as np
 import torch
 
-from model import Network
+from model import Clock, Network
 
 
 def parse_args(args):
@@ -31,15 +31,15 @@ def parse_args(args):
     return settings
 
 
-def learning_rate(s, t):
-    """Learning rate of update t = 0, 1, ...; the first one already moves."""
+def schedule(s, t):
+    """Share of its peak that a learning rate has in update t = 0, 1, ...; the first one already moves."""
     if t < s.warmup:
-        return s.lr * (t + 1) / s.warmup
+        return (t + 1) / s.warmup
     if s.schedule == "constant":
-        return s.lr
+        return 1.0
     x = min(1.0, (t - s.warmup) / (s.steps - s.warmup))
     f = s.final_lr_ratio
-    return s.lr * (f + (1 - f) * 0.5 * (1 + math.cos(math.pi * x)))
+    return f + (1 - f) * 0.5 * (1 + math.cos(math.pi * x))
 
 
 def decays(cls, mode):
@@ -62,57 +62,97 @@ def micro_batches(shards, B, T):
 
 
 class AdamW:
-    def __init__(self, parameters):
+    """Every tensor with its own rate, betas and decay: `about` holds its Parameter."""
+
+    def __init__(self, parameters, about, settings):
+        self.about, self.settings = about, settings
         self.m = {name: torch.zeros_like(p) for name, p in parameters.items()}
         self.v = {name: torch.zeros_like(p) for name, p in parameters.items()}
         self.n = 0
 
-    def update(self, parameters, grads, kappa, lr, s, decaying):
+    def weight_decay(self, q):
+        if q.weight_decay is not None:
+            return q.weight_decay
+        return self.settings.weight_decay if decays(q.cls, self.settings.decay) else 0.0
+
+    def update(self, parameters, grads, kappa, shape):
+        """kappa: factor of every tensor's gradient; shape: of every learning rate."""
         self.n += 1
-        correct_m, correct_v = 1 - s.beta1**self.n, 1 - s.beta2**self.n
+        s = self.settings
         for name, p in parameters.items():
-            g = kappa * grads[name]
-            m, v = self.m[name], self.v[name]
-            m.copy_(s.beta1 * m + (1 - s.beta1) * g)
-            v.copy_(s.beta2 * v + (1 - s.beta2) * g * g)
-            step = (m / correct_m) / (torch.sqrt(v / correct_v) + s.eps)
-            if name in decaying:
-                step = step + s.weight_decay * p
-            p.copy_(p - lr * step)
+            q = self.about[name]
+            if q.frozen:
+                continue
+            beta1, beta2 = q.betas or (s.beta1, s.beta2)
+            lr = (q.lr if q.lr is not None else s.lr * q.lr_times) * shape
+            g, m, v = kappa[name] * grads[name], self.m[name], self.v[name]
+            m.copy_(beta1 * m + (1 - beta1) * g)
+            v.copy_(beta2 * v + (1 - beta2) * g * g)
+            step = (m / (1 - beta1**self.n)) / (torch.sqrt(v / (1 - beta2**self.n)) + s.eps)
+            p.copy_(p - lr * (step + self.weight_decay(q) * p))
+
+
+def norm(grads, names):
+    return math.sqrt(sum(float((grads[name].double() ** 2).sum()) for name in names))
+
+
+def clip(network, about, grads, s):
+    """Global norm before clipping, and the factor of every tensor: the global clip, then that of the GPAS gates."""
+    trained = [name for name in grads if not about[name].frozen]
+    total = norm(grads, trained)
+    kappa = min(1.0, s.grad_clip / (total + 1e-6)) if s.grad_clip > 0 else 1.0
+    factors = dict.fromkeys(grads, kappa)
+    gate_clip = getattr(network.rule, "gate_clip", 0)
+    if gate_clip > 0:
+        gates = [name for name in trained if name.endswith(".gpas_gate")]
+        factor = min(1.0, gate_clip / (kappa * norm(grads, gates) + 1e-6))
+        factors.update(dict.fromkeys(gates, kappa * factor))
+    return total, factors
+
+
+def match(start, about):
+    """Refuses a checkpoint whose tensors are not exactly the network's."""
+    for name in sorted(set(start) | set(about)):
+        if name not in start or name not in about:
+            raise SystemExit(f"tensor {name}: {'missing' if name in about else 'unknown'}")
+        if tuple(np.shape(start[name])) != tuple(about[name].shape):
+            raise SystemExit(f"tensor {name}: shape {np.shape(start[name])}, expected {about[name].shape}")
 
 
 def train(config, args, start, shards, dtype=torch.float64):
     """Runs a case. Returns losses, norms and rates of every update, the first gradients, and the final parameters."""
     s = parse_args(args)
     network = Network(config)
+    about = network.parameters()
+    match(start, about)
     parameters = {name: torch.tensor(np.asarray(values), dtype=dtype) for name, values in start.items()}
-    decaying = {name for name in parameters if decays(network.arch.parameter_class(name), s.decay)}
-    optimizer = AdamW(parameters)
+    optimizer = AdamW(parameters, about, s)
     batches = micro_batches(shards, s.batch, s.seq)
     micro_steps = s.total_batch // (s.batch * s.seq)
+    begin = config.get("residual_step", 0)  # updates already completed, for the rules' schedules
     out = {"loss": [], "grad_norm": [], "lr": []}
     for t in range(s.steps):
         for p in parameters.values():
             p.requires_grad_(True)
             p.grad = None
         loss = 0.0
-        for _ in range(micro_steps):
-            part = network.loss(parameters, *next(batches), t) / micro_steps
+        for micro in range(micro_steps):
+            clock = Clock(updates=begin + t, passes=(begin + t) * micro_steps + micro + 1)
+            part = network.loss(parameters, *next(batches), clock) / micro_steps
             part.backward()
             loss += part.item()
         grads = {}
         for name, p in parameters.items():
             grads[name] = torch.zeros_like(p) if p.grad is None else p.grad
             p.requires_grad_(False)
-        norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in grads.values()))
         if t == 0:
             out["grads"] = {name: g.numpy().copy() for name, g in grads.items()}
-        kappa = min(1.0, s.grad_clip / (norm + 1e-6)) if s.grad_clip > 0 else 1.0
-        lr = learning_rate(s, t)
-        optimizer.update(parameters, grads, kappa, lr, s, decaying)
+        total, kappa = clip(network, about, grads, s)
+        shape = schedule(s, t)
+        optimizer.update(parameters, grads, kappa, shape)
         out["loss"].append(loss)
-        out["grad_norm"].append(norm)
-        out["lr"].append(lr)
+        out["grad_norm"].append(total)
+        out["lr"].append(s.lr * shape)
     out["final"] = {name: p.numpy().copy() for name, p in parameters.items()}
     out["settings"] = s
     return out

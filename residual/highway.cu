@@ -1,0 +1,109 @@
+// Highway gate, as the additive baseline of the Review Residuals code has it, and convex as published (Srivastava et al.
+// 2015, arXiv 1505.00387):
+//
+//     r = sigma(x W^T + b), x not normalised;   additive (default) p = x + r*v     convex   p = (1-r)*x + r*v
+//     dzeta = dp*v*r*(1-r)   (convex: dp*(v-x)*r*(1-r));   dW += dzeta^T x,  db += SUM_t dzeta
+//     dv = r*dp,   dx = dp (convex: (1-r)*dp) + dzeta W
+//
+//     hw_w  [C,C], N(0, 0.02^2)       one per sublayer, decays with the run
+//     hw_b  [C], 0 (convex: -2)       one per sublayer, no decay
+//
+// With ProRes, r*alpha*v is added.
+#include "residual/row_kernel.cuh"
+#include "residual/stream_rule.h"
+
+namespace {
+
+struct Highway {
+    struct Args {
+        const floatX* zeta;  // (N,C) x W^T; forward
+        const float* b;      // (C)
+        floatX* r;           // (N,C) written forward, read backward; null in inference
+        const float* alpha;  // ProRes's factor; null: 1
+        bool convex;
+        const floatX* x;     // (N,C); backward
+        floatX* dzeta;       // (N,C); backward
+    };
+    static constexpr int channel_sums = 1, scalar_sums = 0;
+    static constexpr bool reads_v = true, reads_p = false, allows_out = true, allows_post = false, allows_first = false;
+
+    template <class Lane, class Row = typename Lane::Row>
+    static __device__ __forceinline__ Row combine(const Lane& lane, const Args& args, const Row& x, const Row& v) {
+        Row zeta = lane.load(args.zeta), b = lane.load_channels(args.b), r, p;
+#pragma unroll
+        for (int i = 0; i < r.size; i++) r[i] = 1.0f / (1.0f + expf(-(zeta[i] + b[i])));
+        if (args.r != nullptr) lane.store(args.r, r);
+        float alpha = args.alpha != nullptr ? *args.alpha : 1.0f;
+#pragma unroll
+        for (int i = 0; i < p.size; i++) p[i] = (args.convex ? (1.0f - r[i]) * x[i] : x[i]) + alpha * r[i] * v[i];
+        return p;
+    }
+
+    template <class Lane, class Saved, class Sums, class Row = typename Lane::Row>
+    static __device__ __forceinline__ void backward(const Lane& lane, const Args& args, const Row& dp, const Saved& saved,
+                                                    Row& dx, Row& dv, Sums& sums) {
+        Row r = lane.load(args.r), x = {}, dzeta;
+        if (args.convex) x = lane.load(args.x);
+        float alpha = args.alpha != nullptr ? *args.alpha : 1.0f;
+#pragma unroll
+        for (int i = 0; i < dp.size; i++) {
+            dzeta[i] = dp[i] * (alpha * saved.v[i] - x[i]) * r[i] * (1.0f - r[i]);
+            dx[i] = args.convex ? (1.0f - r[i]) * dp[i] : dp[i];
+            dv[i] = alpha * r[i] * dp[i];
+        }
+        sums.add(0, dzeta);
+        lane.store(args.dzeta, dzeta);
+    }
+};
+
+class HighwayRule : public StreamRule {
+public:
+    HighwayRule(const RuleShape& shape, RuleOptions& options) : StreamRule(shape) {
+        convex_ = options.choice("form", {"additive", "convex"}, "additive") == "convex";
+        for (int k = 1; k <= shape.last(); k++) {
+            RuleParameter w{"hw_w", Place::sublayer, k, {shape.C, shape.C}, {0.0f}, 0.02f};
+            w.decays = w.product = true;
+            add(w);
+            add({"hw_b", Place::sublayer, k, {shape.C}, {convex_ ? -2.0f : 0.0f}});
+        }
+    }
+    void plan(Planner& planner) override {
+        StreamRule::plan(planner);
+        r_.assign(static_cast<size_t>(shape_.last()) + 1, nullptr);
+        planner.want("highway", shape_.N * shape_.C, zeta_);
+        if (shape_.training) want_seams(planner, "highway", shape_.N * shape_.C, r_, true, 1, [](int s) { return s > 0; });
+    }
+    const float* branch_scale(int) const override { return nullptr; }  // the seam applies ProRes's factor itself
+
+protected:
+    bool keeps_u(int) const override { return true; }
+    bool separate_du(int) const override { return true; }
+    static int w(int s) { return 2 * (s - 1); }
+    Highway::Args args(int s) const {
+        const size_t i = static_cast<size_t>(s);
+        return {zeta_, value(w(s) + 1), r_[i], seam_scale(s), convex_, x_[i - 1], zeta_};
+    }
+    void seam_forward(const SeamForward& given, const SeamShape& shape, const Pass& pass, int s) override {
+        SeamForward seam = given;
+        seam.scale = nullptr;
+        const int N = static_cast<int>(pass.N), C = shape_.C;
+        matmul_forward(pass.mm, zeta_, seam.x, tensors[static_cast<size_t>(w(s))].copy, nullptr, N, C, C, pass.stream);
+        ::seam_forward<Highway>(seam, shape, args(s), pass.stream);
+    }
+    void seam_backward(SeamBackward& seam, const SeamShape& shape, const Pass& pass, int s) override {
+        seam.scale = seam.out_scale = nullptr;
+        RuleGradients gradients;
+        gradients.channels[0] = grad(w(s) + 1);
+        ::seam_backward<Highway>(seam, shape, args(s), gradients, pass.scratch, pass.stream);
+        const int N = static_cast<int>(pass.N), C = shape_.C;
+        matmul_backward_weight(pass.mm, grad(w(s)), zeta_, x_[static_cast<size_t>(s) - 1], N, C, C, pass.stream);
+        matmul_backward_input(pass.mm, seam.dx, zeta_, tensors[static_cast<size_t>(w(s))].copy, N, C, C, true, pass.stream);
+    }
+    bool convex_;
+    std::vector<floatX*> r_;   // (2L+1) of (N,C), by s
+    floatX* zeta_ = nullptr;   // (N,C) the gate's product; backward: its gradient
+};
+
+}  // namespace
+
+extern const RuleEntry highway_rule = {"highway", "x + r*u, r = sigma(W x + b)", PRE_SCHEMES, make_rule<HighwayRule>};
