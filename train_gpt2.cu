@@ -14,6 +14,7 @@
 #include "checkpoint/huggingface.h"
 #include "dataloader/loader.h"
 #include "dataloader/tokenizer.h"
+#include "driver/layer_stats.h"
 #include "driver/log.h"
 #include "driver/machine.h"
 #include "driver/options.h"
@@ -326,11 +327,14 @@ static int train_loop(Run& run) {
     const double run_start = seconds_now();
     bool dump = !o.dump_grads.empty();
     int skips = 0;
+    LayerStats layer_stats;
 
     for (int number : {SIGINT, SIGTERM, SIGUSR1}) std::signal(number, on_signal);  // mpirun passes only the last one on
     model_set_time(*run.model, run.state.step, run.micro_steps);
     for (int64_t step = run.state.step + 1; step <= o.steps; step++) {
         const double step_start = seconds_now();
+        const bool watch = o.layer_stats_every > 0 && step % o.layer_stats_every == 0 && run.rank == 0;
+        model_watch(*run.model, watch);
         for (int64_t micro = 0; micro < run.micro_steps; micro++) {
             loader_next(run.train, inputs.data(), targets.data());
             model_forward_backward(*run.model, inputs.data(), targets.data(), run.B, run.T, loss_scale);
@@ -339,6 +343,7 @@ static int train_loop(Run& run) {
         if (dump && run.rank == 0) dump_gradients(run);
         dump = false;
         settings.lr = o.lr * schedule_at(run.schedule, step - 1);
+        if (watch) layer_stats.before_update(*run.model);
         const double grad_norm = model_update(*run.model, settings, step);
         double sums[2] = {model_take_loss(*run.model), static_cast<double>(signal_seen)};
         comm_sum(run.comm, sums, 2);
@@ -349,6 +354,8 @@ static int train_loop(Run& run) {
         if (std::isfinite(grad_norm)) run.state.last_change = step;
         log_step(run.log, {step, run.state.tokens, run.total_batch, loss, grad_norm, settings.lr,
                            (seconds_now() - step_start) * 1e3, run.machine.peak_flops * run.ranks, flops});
+
+        if (watch) layer_stats.log(*run.model, run.log, step);
 
         // A gradient that is no number leaves the weights as they were (model_update); a loss that is none comes from
         // the weights themselves, and no further update mends them.

@@ -204,6 +204,10 @@ void log_sample(Log& log, int64_t step, const std::string& prompt, const std::st
     log_line(log, format("step %lld  sample: %s", static_cast<long long>(step), one_line(prompt + text).c_str()));
 }
 
+void log_layers(Log& log, int64_t step, const std::string& layers) {
+    write(log, {{"event", "layers"}, {"step", step}, {"layers", nlohmann::json::parse(layers)}});
+}
+
 void log_skip(Log& log, int64_t step, const std::string& why) {
     write(log, {{"event", "skip"}, {"step", step}, {"reason", why}});
     log_line(log, format("step %lld  skipped: %s", static_cast<long long>(step), why.c_str()));

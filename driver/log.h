@@ -47,6 +47,8 @@ void log_step(Log& log, const StepRecord& step);
 void log_val(Log& log, int64_t step, double loss);
 void log_eval(Log& log, int64_t step, const Perplexity& scores, const std::string& file);
 void log_sample(Log& log, int64_t step, const std::string& prompt, const std::string& text);
+// layers: a JSON array, see driver/layer_stats.h.
+void log_layers(Log& log, int64_t step, const std::string& layers);
 void log_skip(Log& log, int64_t step, const std::string& why);
 void log_checkpoint(Log& log, int64_t step, const std::string& folder);
 void log_resume(Log& log, int64_t step, int64_t tokens, const std::string& folder,

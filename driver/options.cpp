@@ -150,6 +150,8 @@ void add_watch_options(CLI::App& app, TrainOptions& o) {
         ->default_str("");
     app.add_option("--eval-every", o.eval_every, "evaluate every N updates; 0: only at the end [0]")->group(group);
     app.add_option("--sample-every", o.sample_every, "print a sample every N updates; 0: never")->group(group);
+    app.add_option("--layer-stats-every", o.layer_stats_every,
+                   "log norms, activations and gates of each layer every N updates; 0: never")->group(group);
     app.add_option("--sample-tokens", o.sample_tokens, "length of the sample [64]")->group(group);
     app.add_option("--prompt", o.prompt, "text the sample begins with")->group(group);
 }
@@ -253,6 +255,7 @@ void check_run(const TrainOptions& o) {
         check_choice("--eval", task.substr(0, equals), {"ppl"});
     }
     check_at_least("--sample-every", static_cast<double>(o.sample_every), 0);
+    check_at_least("--layer-stats-every", static_cast<double>(o.layer_stats_every), 0);
     if (o.sample_every == 0) {
         check_belongs(o.prompt.has_value(), "--prompt", "--sample-every");
         check_belongs(o.sample_tokens.has_value(), "--sample-tokens", "--sample-every");
@@ -403,6 +406,7 @@ std::vector<std::pair<std::string, std::string>> option_values(const TrainOption
             {"eval", joined(o.eval)},
             {"eval-every", std::to_string(o.eval_every.value_or(0))},
             {"sample-every", std::to_string(o.sample_every)},
+            {"layer-stats-every", std::to_string(o.layer_stats_every)},
             {"prompt", o.prompt.value_or("")},
             {"save-every", std::to_string(o.save_every)},
             {"keep", std::to_string(o.keep)}};

@@ -47,6 +47,7 @@ struct TrainOptions {
     std::optional<int64_t> val_every, val_batches, eval_every;
     std::vector<std::string> eval;  // TASK=FILE
     int64_t sample_every = 0;
+    int64_t layer_stats_every = 0;
     std::optional<int> sample_tokens;
     std::optional<std::string> prompt;
 };

@@ -7,6 +7,7 @@
 #include "kernels/rope.cuh"
 #include "kernels/swiglu.cuh"
 #include "model/model_state.h"
+#include "model/moments.cuh"
 #include "residual/value_residual.cuh"
 
 namespace {
@@ -75,6 +76,10 @@ void forward(Model& m, int b, int t, bool evaluation) {
         rule.forward(pass, 2 * l + 1);
         mlp_sublayer(m, l, N);
         rule.forward(pass, 2 * l + 2);
+        if (m.watching && !evaluation) {
+            m.watched = static_cast<int64_t>(N) * rule.stream_channels();
+            moments(m.layer_moments + 2 * l, rule.stream(2 * l + 2), m.watched, scratch(m), m.stream);
+        }
     }
 }
 
@@ -164,6 +169,24 @@ void upload(Model& m, int* device, const int* host, size_t count) {
 }
 
 }  // namespace
+
+void model_watch(Model& m, bool on) { m.watching = on; }
+
+std::vector<double> model_stream_variances(Model& m) {
+    std::vector<float> sums(static_cast<size_t>(2 * m.config.layers));
+    CUDA_CHECK(cudaMemcpyAsync(sums.data(), m.layer_moments, sums.size() * sizeof(float), cudaMemcpyDeviceToHost, m.stream));
+    CUDA_CHECK(cudaStreamSynchronize(m.stream));
+    std::vector<double> variances;
+    for (size_t l = 0; l < sums.size() / 2; l++) {
+        const double n = static_cast<double>(m.watched), mean = sums[2 * l] / n;
+        variances.push_back(sums[2 * l + 1] / n - mean * mean);
+    }
+    return variances;
+}
+
+double model_branch_factor(const Model& m, int l) {
+    return m.residual.prores ? m.residual.prores->alpha(l, m.config.layers, m.time) : 1.0;
+}
 
 void model_forward_backward(Model& m, const int* inputs, const int* targets, int b, int t, double loss_scale) {
     CHECK(m.use == Use::training && b >= 1 && t >= 1 && static_cast<int64_t>(b) * t <= static_cast<int64_t>(m.B) * m.T);

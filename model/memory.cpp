@@ -6,6 +6,7 @@
 #include "kernels/bias.cuh"
 #include "kernels/rope.cuh"
 #include "model/model_state.h"
+#include "model/moments.cuh"
 #include "optimizer/gradient_norm.cuh"
 #include "residual/value_residual.cuh"
 
@@ -34,7 +35,7 @@ size_t scratch_bytes(const Model& model) {
     size_t bytes = attention_scratch_bytes(model.B, model.T, c.heads, c.kv_heads, c.head_size());
     bytes = std::max(bytes, bias_scratch_bytes(std::max(model.qkv_width(), model.hidden_width())));
     bytes = std::max(bytes, model.rule().scratch_bytes());
-    bytes = std::max(bytes, value_scratch_bytes());
+    bytes = std::max(bytes, std::max(value_scratch_bytes(), moments_scratch_bytes()));
     return std::max(bytes, gradient_norm_scratch_bytes(model.registry.arena));
 }
 
@@ -100,6 +101,7 @@ std::vector<Segment> plan(Model& model) {
         for (const Tensor& t : model.registry.tensors) num_chunks += ceil_div(t.count, static_cast<int64_t>(ADAMW_CHUNK));
         plan.request("scratch", scratch_bytes(model), [&model](void* p) { model.scratch = p; });
         plan.want("scratch", 2, model.clip);
+        plan.want("scratch", 2 * c.layers, model.layer_moments);
         plan.want("scratch", static_cast<int64_t>(model.registry.tensors.size()), model.adamw_tensors);
         plan.want("scratch", num_chunks, model.adamw_chunk_list);
     }

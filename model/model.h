@@ -58,6 +58,12 @@ void model_read_moments(Model& model, float* m, float* v);
 void model_write_moments(Model& model, const float* m, const float* v);
 void model_read_grads(Model& model, float* host);
 
+// Per layer, the variance of the stream behind it in the last micro-batch since model_watch(model, true).
+void model_watch(Model& model, bool on);
+std::vector<double> model_stream_variances(Model& model);  // (L); synchronises
+// The branch factor that the run's schedule (ProRes) gives layer l, from one, at present; 1 without one.
+double model_branch_factor(const Model& model, int l);
+
 // One micro-batch forward and backward; inputs, targets (B,T) on the host, b <= B and t <= T of model_create.
 // Gradients accumulate, of the sum of losses times loss_scale (1 / tokens of the update on this rank). A target < 0 is masked.
 void model_forward_backward(Model& model, const int* inputs, const int* targets, int b, int t, double loss_scale);

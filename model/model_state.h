@@ -50,6 +50,10 @@ struct Model {
     int64_t alpha_time = -1;          // what the branch factors on the device were made for; -1: nothing yet
     bool alpha_evaluation = false;
 
+    bool watching = false;            // forward passes note the moments of each layer's stream
+    float* layer_moments = nullptr;   // (L,2)
+    int64_t watched = 0;              // elements behind them
+
     std::vector<LayerValues> values;  // L
     floatX* first_value = nullptr;    // (N,KV) with +value: v_1
     float* dfirst_value = nullptr;    // (N,KV) its gradient from the later layers

@@ -97,6 +97,7 @@ namespace {
 struct InitStd {
     const ModelConfig& c;
     bool deepnorm;
+    float output_scale;  // a rule's wish for the output projections (Hyper-Connections)
     float embed() const {
         if (c.init == "scaled_embed") return std::sqrt(0.4f);
         if (c.init == "prores_init") return 0.02f * std::sqrt(static_cast<float>(c.channels));
@@ -107,7 +108,8 @@ struct InitStd {
         const double gain = query_or_key ? 1.0 : std::pow(8.0 * c.layers, -0.25);
         return static_cast<float>(gain * std::sqrt(2.0 / static_cast<double>(in + out)));
     }
-    float output(int64_t in, int64_t out, int l) const {
+    float output(int64_t in, int64_t out, int l) const { return output_scale * base_output(in, out, l); }
+    float base_output(int64_t in, int64_t out, int l) const {
         if (deepnorm) return matrix(in, out);
         if (c.init == "gpt2_scaled") return 0.02f / std::sqrt(2.0f * static_cast<float>(c.layers));
         if (c.init == "ds_init") return 0.02f / std::sqrt(2.0f * static_cast<float>(l));
@@ -225,7 +227,7 @@ struct Builder {
 Registry build_registry(const ModelConfig& c) {
     const Residual residual = config_residual(c, 1, true);
     const Scheme& scheme = residual.rule->shape().scheme;
-    Builder b{c, {c, scheme.deepnorm_init}, {}};
+    Builder b{c, {c, scheme.deepnorm_init, residual.rule->output_init_scale}, {}};
     const std::string embedding = is_llama(c) ? "model.embed_tokens.weight" : "wte.weight";
     b.normal(embedding, ParamClass::embed, -1, c.vocab, c.channels, b.init.embed()).stored_rows = c.padded_vocab();
     if (!is_llama(c)) b.normal("wpe.weight", ParamClass::embed, -1, c.context, c.channels, 0.02f);

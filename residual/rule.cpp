@@ -10,7 +10,7 @@ void Rule::plan(Planner& planner) {
 
     want_seams(planner, "sublayer inputs", N * C, z_, training, 1, [&](int s) { return shape_.in(s); });
     // Outputs that no backward pass needs share one buffer.
-    want_seams(planner, "sublayer outputs", N * C, u_, training, 1, [&](int s) { return s > 0 && (!training || keeps_u(s)); });
+    want_seams(planner, "sublayer outputs", N * C, u_, training || u_is_state(), 1, [&](int s) { return s > 0 && (!training || keeps_u(s)); });
     if (training) {
         planner.request("sublayer outputs", static_cast<size_t>(N * C) * sizeof(floatX), [this](void* p) {
             for (int s = 1; s <= shape_.last(); s++)

@@ -127,6 +127,7 @@ public:
     std::vector<RuleParameter> parameters;  // declared by the constructor
     std::vector<RuleTensor> tensors;        // the same, set by the model before ready()
     std::vector<LastMap> last_maps;         // (2L+1), by s; set by the model
+    float output_init_scale = 1.0f;         // of the initial spread of output projections
     std::vector<SeamNorm> out_norms, post_norms, in_norms;  // (2L+1), by s; gains set by the model, statistics by plan()
 
     // Memory. The base asks for what every rule has: u, z, statistics of norms, dz.
@@ -149,6 +150,10 @@ public:
     virtual void finish_gradients(const Pass&) {}
 
     virtual floatX* embedding() = 0;              // (N,C)
+    // What stands behind sublayer s before any norm of the next: the stream, all streams, or what attention over depth
+    // reads; for statistics. (N, stream_channels()), valid between forward(s) and the backward pass.
+    virtual const floatX* stream(int s) = 0;
+    virtual int stream_channels() const { return shape_.C; }
     virtual floatX* input(int s) { return z_[static_cast<size_t>(s)]; }    // (N,C) of sublayer s+1, or the head
     virtual floatX* output(int s) { return u_[static_cast<size_t>(s)]; }   // (N,C) of sublayer s
     virtual const floatX* d_output(int s) = 0;    // (N,C) gradient of output(s) without branch_scale(s)
@@ -165,7 +170,8 @@ protected:
     // The frame's scale and out_scale: the branch factor, and whether N_out^T must see it.
     const float* seam_scale(int s) const { return has_beta() ? beta_ + s : nullptr; }
     const float* seam_out_scale(int s) const { return shape_.out(s) && !branch_scale(s) ? seam_scale(s) : nullptr; }
-    virtual bool keeps_u(int s) const { return shape_.out(s); }  // for the backward pass
+    virtual bool keeps_u(int s) const { return shape_.out(s) || u_is_state(); }  // for the backward pass
+    virtual bool u_is_state() const { return false; }  // outputs are kept in inference too
     SeamShape seam_shape(const Pass& pass, int s) const {
         return {pass.N, shape_.C, shape_.kind, shape_.eps, s > 0 ? shape_.norms(s).skip : 1.0f};
     }

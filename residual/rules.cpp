@@ -15,6 +15,11 @@
     RULE(lscale_sub)   \
     RULE(prores_mls)   \
     RULE(gpas)         \
+    RULE(hc)           \
+    RULE(mhc)          \
+    RULE(attnres)      \
+    RULE(attnres_block) \
+    RULE(attnres_mls)  \
     RULE(review)       \
     RULE(highway)      \
     RULE(dwa)

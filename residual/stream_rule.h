@@ -12,6 +12,7 @@ public:
     floatX* input(int s) override { return shape_.in(s) ? z_[static_cast<size_t>(s)] : x_[static_cast<size_t>(s)]; }
     const floatX* d_output(int s) override { return separate_du(s) ? du_ : dx_; }
     const floatX* d_embedding() override { return dx_; }
+    const floatX* stream(int s) override { return x_[static_cast<size_t>(s)]; }
 
 protected:
     // The functor of seam s >= 1; the default is vanilla.

@@ -1,4 +1,6 @@
-// bench: every kernel by itself.   bench [--kernel NAME] [--shape B,T,C,heads,vocab] [--json FILE]
+// bench: every kernel by itself, and every residual rule in training updates of a whole model.
+//
+//     bench [--kernel NAME,...] [--shape B,T,C,heads,vocab] [--json FILE]
 #include "dev/bench/bench.h"
 
 #include <CLI/CLI.hpp>
@@ -11,6 +13,7 @@
 #include "kernels/matmul.cuh"
 
 static std::vector<BenchRow> rows;
+static std::string json_path;  // empty: none
 
 double time_us(const std::function<void()>& work) {
     cudaEvent_t start, stop;
@@ -90,10 +93,10 @@ void bench_report(const BenchRow& row) {
     if (row.reference_us > 0) line += format("  %6.2fx %s", row.reference_us / row.us, row.reference.c_str());
     std::printf("%s\n", line.c_str());
     std::fflush(stdout);
-    rows.push_back(row);
+    bench_keep(row);
 }
 
-static void write_json(const std::string& path) {
+static void write_json() {
     nlohmann::json list = nlohmann::json::array();
     for (const BenchRow& row : rows) {
         nlohmann::json j = {{"name", row.name}, {"shape", row.shape}, {"us", row.us}};
@@ -109,18 +112,25 @@ static void write_json(const std::string& path) {
             j["reference"] = row.reference;
             j["reference_us"] = row.reference_us;
         }
+        for (const auto& [key, value] : row.numbers) j[key] = value;
         list.push_back(j);
     }
-    write_text_atomic(path, list.dump(1) + "\n");
+    write_text_atomic(json_path, list.dump(1) + "\n");
+}
+
+// The file is written anew with each row: a run that is cut short keeps what it has measured.
+void bench_keep(const BenchRow& row) {
+    rows.push_back(row);
+    if (!json_path.empty()) write_json();
 }
 
 static int run(int argc, char** argv) {
-    CLI::App app{"Times every kernel by itself, beside a reference and the machine's ceiling."};
-    std::string kernel = "all", json;
+    CLI::App app{"Times every kernel by itself, beside a reference and the machine's ceiling, and every residual rule."};
+    std::vector<std::string> wanted = {"all"};
     std::vector<int> numbers;
-    app.add_option("--kernel", kernel, "rows, matmul, attention, or all")->capture_default_str();
+    app.add_option("--kernel", wanted, "some of rows,matmul,attention,rules, or all")->delimiter(',')->capture_default_str();
     app.add_option("--shape", numbers, "B,T,C,heads,vocab (trailing ones may be left out)")->delimiter(',');
-    app.add_option("--json", json, "write the rows to this file too");
+    app.add_option("--json", json_path, "write the rows to this file too");
     try {
         app.parse(argc, argv);
     } catch (const CLI::CallForHelp&) {
@@ -137,17 +147,16 @@ static int run(int argc, char** argv) {
         *fields[i] = numbers[i];
     }
     const std::vector<std::pair<std::string, void (*)(const BenchShape&)>> list = {
-        {"rows", bench_rows}, {"matmul", bench_matmul}, {"attention", bench_attention}};
-    bool known = false;
+        {"rows", bench_rows}, {"matmul", bench_matmul}, {"attention", bench_attention}, {"rules", bench_rules}};
+    for (const std::string& name : wanted)
+        if (name != "all" && std::none_of(list.begin(), list.end(), [&](const auto& known) { return known.first == name; }))
+            throw user_error("--kernel %s: there are rows, matmul, attention, rules, all", name.c_str());
+    auto asked = [&](const std::string& name) { return std::find(wanted.begin(), wanted.end(), name) != wanted.end(); };
     std::printf("copy %.1f GB/s, GEMM %.3f TFLOP/s (%s)\n", copy_bytes_per_second() * 1e-9, gemm_flops_per_second() * 1e-12,
                 sizeof(floatX) == 2 ? "bf16" : "fp32");
-    for (const auto& [name, benchmark] : list) {
-        if (kernel != "all" && kernel != name) continue;
-        known = true;
-        benchmark(shape);
-    }
-    if (!known) throw user_error("--kernel %s: there are rows, matmul, attention, all", kernel.c_str());
-    if (!json.empty()) write_json(json);
+    for (const auto& [name, benchmark] : list)
+        if (asked("all") || asked(name)) benchmark(shape);
+    if (!json_path.empty()) write_json();
     return 0;
 }
 

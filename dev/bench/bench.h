@@ -1,8 +1,9 @@
-// The kernel benchmark's frame: each kernel is timed by itself, beside a reference measured in the same run and the
-// machine's ceiling. Times are medians of repeated runs between two events.
+// The benchmark's frame: each kernel is timed by itself, beside a reference measured in the same run and the machine's
+// ceiling. Times are medians of repeated runs between two events. Residual rules are timed in whole updates.
 #pragma once
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/common.cuh"
@@ -15,12 +16,15 @@ struct BenchRow {
     double flops = 0;   // that it must do: gives TFLOP/s and the share of the GEMM rate
     double reference_us = 0;     // the same job done otherwise, in the same run
     std::string reference = {};  // what that is
+    std::vector<std::pair<std::string, double>> numbers = {};  // further fields of its JSON object
 };
 
 // Median microseconds of one call of work(); repeats until about 0.3 s or 200 calls have passed, after a warm-up.
 double time_us(const std::function<void()>& work);
 // Prints one line and keeps it for --json.
 void bench_report(const BenchRow& row);
+// Only keeps it, of a benchmark that prints lines of its own.
+void bench_keep(const BenchRow& row);
 
 // The shape asked for with --shape, or empty; benchmarks then use their own list.
 struct BenchShape {
@@ -28,9 +32,10 @@ struct BenchShape {
 };
 
 // The benchmarks, each in a file of its own: it times every kernel of its kind and reports rows.
-void bench_rows(const BenchShape& shape);       // bench_rows.cu: seam, embedding, bias, classifier, AdamW, gradient norm
+void bench_rows(const BenchShape& shape);       // bench_rows.cu: what is memory-bound, from seams to AdamW
 void bench_matmul(const BenchShape& shape);     // bench_matmul.cu: products and activations
 void bench_attention(const BenchShape& shape);  // bench_attention.cu
+void bench_rules(const BenchShape& shape);      // bench_rules.cu: residual rules, in training updates of a whole model
 
 // Ceilings of this machine, measured once per run.
 double copy_bytes_per_second();  // a large device-to-device copy, bytes read plus bytes written

@@ -1,5 +1,5 @@
-// The row-shaped, memory-bound kernels: seam, embedding, bias, classifier, AdamW, gradient norm. Each is set beside a
-// plain copy of as many bytes as the kernel must move, measured in the same run.
+// The memory-bound kernels: seam, embedding, bias, classifier, AdamW, gradient norm, rotary embedding, SwiGLU, value
+// residual. Each is set beside a plain copy of as many bytes as the kernel must move, measured in the same run.
 #include <cstdint>
 #include <memory>
 
@@ -7,9 +7,12 @@
 #include "kernels/bias.cuh"
 #include "kernels/classifier.cuh"
 #include "kernels/embedding.cuh"
+#include "kernels/rope.cuh"
+#include "kernels/swiglu.cuh"
 #include "optimizer/adamw.cuh"
 #include "optimizer/gradient_norm.cuh"
 #include "residual/seam.cuh"
+#include "residual/value_residual.cuh"
 
 namespace {
 
@@ -133,6 +136,40 @@ void classify(int64_t N, int V) {
            [&] { classifier(logits.data, losses.data, targets.data, 1e-3f, N, V, Vp, false, nullptr); });
 }
 
+void rope(int B, int T, int NH, int HS) {
+    Array<floatX> qkv(static_cast<size_t>(B) * T * 3 * NH * HS, uniform_x);
+    Array<float> table(rope_table_count(T, HS));
+    rope_table(table.data, T, HS, 10000.0, nullptr);
+    std::string shape = format("B=%d T=%d NH=%d HS=%d", B, T, NH, HS);
+    double bytes = 4.0 * B * T * NH * HS * X + 4.0 * static_cast<double>(rope_table_count(T, HS));  // queries and keys, in and out
+    report("rope forward", shape, bytes, [&] { rope_forward(qkv.data, table.data, B, T, NH, NH, HS, nullptr); });
+    report("rope backward", shape, bytes, [&] { rope_backward(qkv.data, table.data, B, T, NH, NH, HS, nullptr); });
+}
+
+void swiglu(int64_t N, int F) {
+    size_t n = static_cast<size_t>(N) * F;
+    Array<floatX> gate_up(2 * n, uniform_x), act(n, uniform_x), dgate_up(2 * n);
+    std::string shape = format("N=%lld F=%d", static_cast<long long>(N), F);
+    double moves = static_cast<double>(n) * X;
+    report("swiglu forward", shape, 3 * moves, [&] { swiglu_forward(act.data, gate_up.data, N, F, nullptr); });
+    report("swiglu backward", shape, 5 * moves, [&] { swiglu_backward(dgate_up.data, act.data, gate_up.data, N, F, nullptr); });
+}
+
+void value_residual(int64_t N, int C) {
+    size_t n = static_cast<size_t>(N) * C;
+    Array<floatX> qkv(3 * n, uniform_x), own(n, uniform_x), first(n, uniform_x);
+    Array<float> dfirst(n, uniform), lambda(std::vector<float>{0.5f, 0.5f}), dlambda(2), scratch(value_scratch_bytes() / sizeof(float));
+    std::string shape = format("N=%lld KV=%d", static_cast<long long>(N), C);
+    double moves = static_cast<double>(n) * X, exact = static_cast<double>(n) * 4;
+    report("value residual forward", shape, 4 * moves,
+           [&] { value_mix(qkv.data, own.data, first.data, lambda.data, N, 3 * C, C, nullptr); });
+    report("value residual backward", shape, 4 * moves + 2 * exact, [&] {
+        value_mix_backward(qkv.data, dfirst.data, false, dlambda.data, own.data, first.data, lambda.data, scratch.data, N, 3 * C, C, nullptr);
+    });
+    report("value residual backward, first", shape, 2 * moves + exact,
+           [&] { value_first_backward(qkv.data, dfirst.data, N, 3 * C, C, nullptr); });
+}
+
 void optimizer(int64_t count) {
     size_t n = static_cast<size_t>(count);
     Array<float> master(n, uniform), grads(n, uniform), m(n, uniform), v(n, positive), clip(std::vector<float>{1.0f, 1.0f});
@@ -168,5 +205,8 @@ void bench_rows(const BenchShape& asked) {
     bias(N, 4 * C);
     classify(small ? N / 4 : N, V);
     if (!asked.vocab) classify(N, 256);
+    if (C % 64 == 0) rope(B, T, C / 64, 64);
+    swiglu(N, static_cast<int>(round_up(C * 8 / 3, 64)));
+    value_residual(N, C);
     optimizer(small ? 32'000'000 : 124'000'000);
 }

@@ -9,6 +9,7 @@
 #              ceilings    what this machine can do: a large matrix product, a large copy
 #              kernels     every kernel by itself
 #              models      training speed of gpt2 and gpt2-medium, PyTorch beside it
+#              rules       what every residual rule adds to a training update of gpt2-medium
 #              report      dev/gpu/results/DATE-GPU-COMMIT.json from what the stages measured
 #
 # Without stages: all that are not done yet for this commit. A stage that is named runs if it is not done yet, with --force
@@ -27,7 +28,7 @@ cd "$(dirname "$0")/../.." || exit 1
 usage() { awk 'NR > 2 && !/^#$|^# /  { exit } /shellcheck/ { exit } NR > 1 { sub(/^# ?/, ""); print }' dev/gpu/check.sh; }
 fail() { echo "check.sh: $*" >&2; exit 1; }
 
-stages=(build tests sanitizer ceilings kernels models report)
+stages=(build tests sanitizer ceilings kernels models rules report)
 backend=cuda fresh=no force=no wanted=()
 while [ $# -gt 0 ]; do
     case $1 in
@@ -148,12 +149,17 @@ stage_ceilings() { timeout 300 "$python" dev/gpu/ceilings.py --backend "$backend
 
 stage_kernels() {
     programs || return 1
-    timeout 540 "build/$backend-$main/bench" --json "$state/kernels.json"
+    timeout 540 "build/$backend-$main/bench" --kernel rows,matmul,attention --json "$state/kernels.json"
 }
 
 stage_models() {
     programs || return 1
     timeout 580 "$python" dev/gpu/models.py --backend "$backend" --precision "$main" --json "$state/models.json"
+}
+
+stage_rules() {
+    programs || return 1
+    timeout 580 "build/$backend-$main/bench" --kernel rules --json "$state/rules.json"
 }
 
 stage_report() {
@@ -182,10 +188,12 @@ for stage in "${wanted[@]}"; do
     fi
 done
 
-# A lent machine gives back a handful of files: the numbers, and one file with all logs.
+# A lent machine gives back a handful of files: the result, the state of the check (to go on from in another loan: unpack
+# it in $state), and one file with all logs.
 if [ -n "${OUT:-}" ]; then
     mkdir -p "$OUT"
-    cp "$state/done" "$state"/*.json "$state"/results/*.json "$OUT"/ 2> /dev/null
+    cp "$state"/results/*.json "$OUT"/ 2> /dev/null
+    (cd "$state" && tar cf - "done" ./*.json 2> /dev/null) > "$OUT/state.tar"
     for log in "$state"/*.log; do
         [ -f "$log" ] && printf '##### %s\n' "$log" && tail -c 400000 "$log"
     done > "$OUT/logs.txt"

@@ -9,6 +9,11 @@ import re
 import subprocess
 
 KERNEL_FIELDS = ("name", "shape", "us", "gbps", "tflops", "share_of_ceiling")
+RULE_FIELDS = ("shape", "tokens_per_s", "extra_over_vanilla", "ideal_extra", "extra_flops_share", "extra_memory_bytes")
+# What a rule may add to an update of this model, in bf16, as a fraction of vanilla's time.
+RULE_TARGETS_SHAPE = "gpt2-medium B=32 T=1024"
+RULE_TARGETS = {"prores": 0.005, "gpas": 0.005, "rezero": 0.005, "skipinit": 0.005, "lscale_block": 0.02, "lscale_input": 0.02,
+                "lscale_sub": 0.02, "attnres_block": 0.07, "attnres": 0.14, "hc": 0.15, "mhc": 0.18}  # fmt: skip
 
 
 def ask(command):
@@ -36,6 +41,25 @@ def machine(backend):
     return {key: value for key, value in found.items() if value}
 
 
+def print_rules(rules, backend):
+    for name, numbers in rules.items():
+        if (extra := numbers.get("extra_over_vanilla")) is None:
+            continue
+        target, why = RULE_TARGETS.get(name), ""
+        if name == "review" and "extra_flops_share" in numbers:
+            target, why = 1.2 * numbers["extra_flops_share"], ", 1.2 times its operations"
+        line = f"rule {name}: {100 * extra:+.2f} %"
+        if "ideal_extra" in numbers:
+            line += f" (ideal {100 * numbers['ideal_extra']:.2f} %)"
+        if target is not None:
+            line += f", target {100 * target:.2g} %{why}"
+            if backend == "cuda" and numbers["shape"] == RULE_TARGETS_SHAPE:
+                line += ": met" if extra <= target else ": MISSED"
+            else:
+                line += f" at {RULE_TARGETS_SHAPE} in bf16; this was {numbers['shape']}"
+        print(line)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--state", required=True, help="folder in which the stages left their numbers")
@@ -52,7 +76,9 @@ def main():
         result["ceilings"] = ceilings
     if kernels := read(options.state, "kernels"):
         result["kernels"] = [{key: row[key] for key in KERNEL_FIELDS if key in row} for row in kernels]
-    for name in ("models", "rules", "sanitizer"):
+    if rules := read(options.state, "rules"):
+        result["rules"] = {row["name"]: {key: row[key] for key in RULE_FIELDS if key in row} for row in rules}
+    for name in ("models", "sanitizer"):
         if (part := read(options.state, name)) is not None:
             result[name] = part
 
@@ -68,6 +94,7 @@ def main():
             print(f"{name}: {json.dumps(result[name])}")
     if "kernels" in result:
         print(f"kernels: {len(result['kernels'])}")
+    print_rules(result.get("rules", {}), options.backend)
 
 
 if __name__ == "__main__":
