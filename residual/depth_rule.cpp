@@ -12,8 +12,8 @@ void DepthRule::plan(Planner& planner) {
     lse_.assign(seams, nullptr);
     del_.assign(seams, nullptr);
 
-    planner.want("depth attention inputs", N * C, x_[0]);
-    want_seams(planner, "depth attention inputs", N * C, x_, training, 1, [](int s) { return s > 0; });
+    planner.want("depth inputs", N * C, x_[0]);
+    want_seams(planner, "depth inputs", N * C, x_, training, 1, [](int s) { return s > 0; });
     // Sources live through the whole pass, in inference too.
     want_seams(planner, "sources", N * C, stored_, true, 1, [&](int s) { return s > 0 && makes_source(s) && !source_is_u(s); });
     if (shape_.post(0)) planner.want("sources", N * C, entry_);

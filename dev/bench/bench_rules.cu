@@ -113,6 +113,11 @@ Cost mhc(const Dims& d) {
     Cost cost{(4 * n - 2 + 8 * n + 1) * seams + 3 * n, 0, 0};
     cost.exact = 8 * c / d.C * seams;
     cost.flops = (6 * n * c + 2 * n * n + 4.0 * n + 4 * n * n + 12.0 * n) * d.C * seams;
+    // Writes that the backward pass replays, between streams that are kept.
+    const int interval = std::max(1, static_cast<int>(std::lround(std::sqrt(n * seams / (n + 2)))));
+    const double replayed = seams - std::floor(seams / interval);
+    cost.rows += (2 * n + 1) * replayed;
+    cost.flops += (2 * n * n + 2.0 * n) * d.C * replayed;
     return cost;
 }
 
