@@ -39,15 +39,16 @@ LIBRARY := $(wildcard model/*.cu model/*.cpp parallel/*.cpp optimizer/*.cpp data
 SIMT := $(if $(filter cpu,$(BACKEND)),$(wildcard simt/*.cpp))
 BENCH := $(wildcard dev/bench/bench*.cu)
 PROGRAMS := train_gpt2 eval_gpt2 sample_gpt2 tokenize bench
-# Tests of kernels and of the CPU machine need no model: they are what the check and asan variants build.
+# Tests of kernels, of the CPU machine, and of the rules inside a model: what the check and asan variants build.
 KERNEL_TESTS := $(wildcard $(addprefix tests/test_,$(addsuffix .c*,simt* ptx matmul cublaslt activation attention* seam depth_attention \
-                  embedding bias classifier rope swiglu adamw gradient_norm nccl hc mhc)))
+                  embedding bias classifier rope swiglu adamw gradient_norm nccl hc mhc rules)))
 ALL_TESTS := $(wildcard tests/test_*.cpp tests/test_*.cu) tests/run_program.cpp
 TESTS := $(if $(VARIANT),$(KERNEL_TESTS),$(if $(filter cuda,$(BACKEND)),$(filter-out tests/test_simt%,$(ALL_TESTS)),$(ALL_TESTS)))
 
 objects = $(patsubst %,$(OBJ)/%.o,$(1))
 KERNEL_OBJ := $(call objects,$(KERNELS) $(SIMT))
 LIB_OBJ := $(KERNEL_OBJ) $(call objects,$(LIBRARY))
+MODEL_OBJ := $(call objects,$(wildcard model/*.cu model/*.cpp parallel/*.cpp) checkpoint/files.cpp checkpoint/safetensors.cpp)
 TEST_OBJ := $(call objects,$(TESTS)) $(OBJ)/tests/main.cpp.o
 
 # ---- flags ----------------------------------------------------------------------------------------------------------
@@ -111,7 +112,7 @@ $(addprefix $(BUILD)/,$(filter-out bench,$(PROGRAMS))): $(BUILD)/%: $(OBJ)/%.mai
 $(BUILD)/bench: $(call objects,$(BENCH)) $(LIB_OBJ)
 	@echo link $@
 	@$(LINK) $(LDFLAGS) -o $@ $^ $(LIBS)
-$(BUILD)/tests: $(TEST_OBJ) $(if $(VARIANT),$(KERNEL_OBJ) $(call objects,$(wildcard parallel/*.cpp)),$(LIB_OBJ))
+$(BUILD)/tests: $(TEST_OBJ) $(if $(VARIANT),$(KERNEL_OBJ) $(MODEL_OBJ),$(LIB_OBJ))
 	@echo link $@
 	@$(LINK) $(LDFLAGS) -o $@ $^ $(LIBS)
 # The program that tests collectives under mpirun.

@@ -8,7 +8,9 @@
 namespace {
 
 constexpr int STEP = 2;  // rows that share a reduction
-constexpr int WIDE_THREADS = 256;
+constexpr int GROUP_PACKS = WIDE_ROWS ? WIDE_PACKS : 1;
+// Rows of registers are many in these kernels: wide ones leave room for fewer threads.
+constexpr int GROUP_THREADS = WIDE_ROWS ? 256 : MAX_ROW_THREADS;
 static_assert(STEP * DEPTH_GROUP <= MAX_ROW_SUMS && 2 + DEPTH_NEAR <= MAX_ROW_SUMS);
 
 // A row as it lies in memory: in bf16 half the registers of a Row, two channels in a word (single bf16 values would take
@@ -75,9 +77,9 @@ __device__ __forceinline__ float scale_of(const DepthSource& source) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The seam's rule. Its two halves take different arguments, so they are two rules for the frame.
 
-struct DepthSeam {
-    static constexpr int channel_sums = 1, scalar_sums = 0;  // dq
-    static constexpr bool reads_v = false, reads_p = true, allows_out = true, allows_post = false, allows_first = false;
+struct DepthSeam : RowFunction {
+    static constexpr int channel_sums = 1;  // dq
+    static constexpr bool reads_p = true, allows_post = false;
 };
 
 struct DepthCombine : DepthSeam {
@@ -340,15 +342,13 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
-// Starts the narrow kernel (one pack a thread) or the wide one, whose rows of registers leave room for fewer threads.
 template <class... Params, class... Args>
-void launch_group(void (*narrow)(Params...), void (*wide)(Params...), int64_t N, int C, cudaStream_t stream,
-                  Args&&... args) {
-    RowGrid grid = row_grid(C);
-    CHECK(!grid.wide || grid.block.x <= WIDE_THREADS);
+void launch_group(void (*kernel)(Params...), int64_t N, int C, cudaStream_t stream, Args&&... args) {
+    RowGrid grid = row_grid(C, false);
+    CHECK(grid.block.x <= GROUP_THREADS);
     if (N == 0) return;
     SeamShape shape{N, C, NormKind::rms, 0.0f};
-    launch(grid.wide ? wide : narrow, row_blocks(grid, N), grid.block, sizeof(RowShared), stream, args..., shape);
+    launch(kernel, row_blocks(grid, N), grid.block, sizeof(RowShared), stream, args..., shape);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -388,14 +388,14 @@ void depth_queries_backward(const float* dq, const DepthWeights* weights, int K,
 void depth_attention_older(floatX* partial, float* partial_lse, const DepthQuery* queries, int count,
                            const DepthSource* sources, int m, int64_t N, int C, cudaStream_t stream) {
     CHECK(count >= 1 && count <= DEPTH_GROUP && m >= 1);
-    launch_group(older_kernel<1, MAX_ROW_THREADS>, older_kernel<WIDE_PACKS, WIDE_THREADS>, N, C, stream,
+    launch_group(older_kernel<GROUP_PACKS, GROUP_THREADS>, N, C, stream,
                  OlderArgs{partial, partial_lse, queries, sources, count, m});
 }
 
 void depth_attention_later(const DepthLater& later, const DepthQuery* queries, int count, int64_t N, int C,
                            cudaStream_t stream) {
     CHECK(later.sources >= 1 && later.sources <= DEPTH_GROUP && count >= 1);
-    launch_group(later_kernel<1, MAX_ROW_THREADS>, later_kernel<WIDE_PACKS, WIDE_THREADS>, N, C, stream, later, queries,
+    launch_group(later_kernel<GROUP_PACKS, GROUP_THREADS>, N, C, stream, later, queries,
                  count);
 }
 

@@ -23,7 +23,7 @@ struct Term {
     float* dalpha;       // (1)
 };
 
-struct Dwa {
+struct Dwa : RowFunction {
     struct Args {
         floatX* own;             // (N,C) X_l: written forward, read backward
         const float* own_alpha;  // alpha_ll; null: Y = X
@@ -32,8 +32,7 @@ struct Dwa {
         floatX* dy;              // (N,C) where dY_l is kept; null: nobody asks for it
         float* dots;             // (N,count+1): <dY_i,X_l> per token, the layer's own last
     };
-    static constexpr int channel_sums = 0, scalar_sums = 0;
-    static constexpr bool reads_v = false, reads_p = false, allows_out = true, allows_post = false, allows_first = false;
+    static constexpr bool allows_post = false;
 
     template <class Lane, class Row = typename Lane::Row>
     static __device__ __forceinline__ Row combine(const Lane& lane, const Args& args, const Row& x, const Row& v) {

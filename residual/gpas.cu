@@ -47,7 +47,7 @@ __device__ __forceinline__ Gate open_gate(float alpha, Act act) {
     return {keep != 0.0f ? keep : 0x1p-24f, slope};
 }
 
-struct Gpas {
+struct Gpas : RowFunction {
     struct Args {
         const float* alpha;  // (1); null: no gate at this seam
         Act act;
@@ -56,8 +56,8 @@ struct Gpas {
         float a;
         const floatX* x;  // (N,C) the stream before, for on_skip's backward pass
     };
-    static constexpr int channel_sums = 0, scalar_sums = 1;
-    static constexpr bool reads_v = false, reads_p = true, allows_out = true, allows_post = true, allows_first = false;
+    static constexpr int scalar_sums = 1;
+    static constexpr bool reads_p = true;
 
     template <class Lane, class Row = typename Lane::Row>
     static __device__ __forceinline__ Row combine(const Lane&, const Args& args, const Row& x, const Row& v) {

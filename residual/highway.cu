@@ -14,7 +14,7 @@
 
 namespace {
 
-struct Highway {
+struct Highway : RowFunction {
     struct Args {
         const floatX* zeta;  // (N,C) x W^T; forward
         const float* b;      // (C)
@@ -24,8 +24,8 @@ struct Highway {
         const floatX* x;     // (N,C); backward
         floatX* dzeta;       // (N,C); backward
     };
-    static constexpr int channel_sums = 1, scalar_sums = 0;
-    static constexpr bool reads_v = true, reads_p = false, allows_out = true, allows_post = false, allows_first = false;
+    static constexpr int channel_sums = 1;
+    static constexpr bool reads_v = true, allows_post = false;
 
     template <class Lane, class Row = typename Lane::Row>
     static __device__ __forceinline__ Row combine(const Lane& lane, const Args& args, const Row& x, const Row& v) {

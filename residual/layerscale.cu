@@ -5,18 +5,17 @@
 //     ls_gamma  [C]               one per sublayer, no decay; 0.1 up to 18 layers, 1e-5 up to 24, 1e-6 deeper
 //
 // u is kept for the backward pass: gamma may pass through zero, so v cannot be had from p.
-#include "residual/row_kernel.cuh"
-#include "residual/stream_rule.h"
+#include "residual/row_rule.h"
 
 namespace {
 
-struct LayerScale {
+struct LayerScale : RowFunction {
     struct Args {
         float a;
         const float* gamma;  // (C)
     };
-    static constexpr int channel_sums = 1, scalar_sums = 0;
-    static constexpr bool reads_v = true, reads_p = false, allows_out = true, allows_post = true, allows_first = false;
+    static constexpr int channel_sums = 1;
+    static constexpr bool reads_v = true;
 
     template <class Lane, class Row = typename Lane::Row>
     static __device__ __forceinline__ Row combine(const Lane& lane, const Args& args, const Row& x, const Row& v) {
@@ -40,24 +39,16 @@ struct LayerScale {
     }
 };
 
-class LayerScaleRule : public StreamRule {
+class LayerScaleRule : public RowRule<LayerScale> {
 public:
-    LayerScaleRule(const RuleShape& shape, RuleOptions&) : StreamRule(shape) {
+    LayerScaleRule(const RuleShape& shape, RuleOptions&) : RowRule(shape) {
         const float start = shape.L <= 18 ? 0.1f : shape.L <= 24 ? 1e-5f : 1e-6f;
         for (int k = 1; k <= shape.last(); k++) add({"ls_gamma", Place::sublayer, k, {shape.C}, {start}});
     }
 
 protected:
-    bool keeps_u(int) const override { return true; }
-    bool separate_du(int) const override { return true; }
-    void seam_forward(const SeamForward& seam, const SeamShape& shape, const Pass& pass, int s) override {
-        ::seam_forward<LayerScale>(seam, shape, {shape.skip, value(s - 1)}, pass.stream);
-    }
-    void seam_backward(SeamBackward& seam, const SeamShape& shape, const Pass& pass, int s) override {
-        RuleGradients gradients;
-        gradients.channels[0] = grad(s - 1);
-        ::seam_backward<LayerScale>(seam, shape, {shape.skip, value(s - 1)}, gradients, pass.scratch, pass.stream);
-    }
+    LayerScale::Args args(int s) const override { return {shape_.norms(s).skip, value(s - 1)}; }
+    RuleGradients gradients(int s) const override { return {{grad(s - 1)}, {}}; }
 };
 
 }  // namespace

@@ -13,7 +13,7 @@
 
 namespace {
 
-struct LscaleBlock {
+struct LscaleBlock : RowFunction {
     struct Args {
         const float *lambda, *mu;
         const floatX *x, *x0;       // (N,C) the stream before the layer, x_0
@@ -22,8 +22,8 @@ struct LscaleBlock {
         const floatX* g_next;       // (N,C) gradient at the end of the next layer; null: there is none
         const float* lambda_next;
     };
-    static constexpr int channel_sums = 0, scalar_sums = 2;
-    static constexpr bool reads_v = false, reads_p = false, allows_out = true, allows_post = false, allows_first = false;
+    static constexpr int scalar_sums = 2;
+    static constexpr bool allows_post = false;
 
     template <class Lane, class Row = typename Lane::Row>
     static __device__ __forceinline__ Row combine(const Lane& lane, const Args& args, const Row& m, const Row& v) {

@@ -20,7 +20,7 @@
 
 namespace {
 
-struct LscaleInput {
+struct LscaleInput : RowFunction {
     struct Args {
         const float *lambda, *mu;
         floatX* y;         // (N,C) written forward, read backward; null in inference
@@ -28,8 +28,8 @@ struct LscaleInput {
         float* dx0;        // (N,C) accumulated, or written when it is new
         bool new_dx0;
     };
-    static constexpr int channel_sums = 0, scalar_sums = 2;
-    static constexpr bool reads_v = false, reads_p = false, allows_out = true, allows_post = false, allows_first = false;
+    static constexpr int scalar_sums = 2;
+    static constexpr bool allows_post = false;
 
     template <class Lane, class Row = typename Lane::Row>
     static __device__ __forceinline__ Row combine(const Lane& lane, const Args& args, const Row& x, const Row& v) {

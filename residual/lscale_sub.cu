@@ -16,7 +16,7 @@
 
 namespace {
 
-struct LscaleSub {
+struct LscaleSub : RowFunction {
     struct Args {
         float a;
         const float *rho, *mu;  // mu null: no x_0 term
@@ -24,8 +24,7 @@ struct LscaleSub {
         float* dx0;             // (N,C) accumulated, or written when it is new
         bool new_dx0;
     };
-    static constexpr int channel_sums = 0, scalar_sums = 2;
-    static constexpr bool reads_v = false, reads_p = false, allows_out = true, allows_post = true, allows_first = false;
+    static constexpr int scalar_sums = 2;
 
     template <class Lane, class Row = typename Lane::Row>
     static __device__ __forceinline__ Row combine(const Lane& lane, const Args& args, const Row& x, const Row& v) {

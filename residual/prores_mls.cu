@@ -11,15 +11,14 @@
 
 namespace {
 
-struct ProResMls {
+struct ProResMls : RowFunction {
     struct Args {
         const float* alpha;
         const floatX* x;       // (N,C) the stream before the layer
         const floatX* g_next;  // (N,C) gradient at the end of the next layer; null: there is none
         const float* alpha_next;
     };
-    static constexpr int channel_sums = 0, scalar_sums = 0;
-    static constexpr bool reads_v = false, reads_p = false, allows_out = false, allows_post = false, allows_first = false;
+    static constexpr bool allows_out = false, allows_post = false;
 
     template <class Lane, class Row = typename Lane::Row>
     static __device__ __forceinline__ Row combine(const Lane& lane, const Args& args, const Row& m, const Row& v) {

@@ -18,7 +18,7 @@ namespace {
 
 constexpr float EPS = 1e-5f;
 
-struct Review {
+struct Review : RowFunction {
     struct Args {
         const floatX *zh, *zu;  // (N,C) x Wh^T, v Wu^T; forward
         const float* b;         // (C) or null
@@ -29,8 +29,8 @@ struct Review {
         const floatX* x;        // (N,C); backward
         floatX *dzh, *dzu;      // (N,C) dzeta*rx, dzeta*rv; backward
     };
-    static constexpr int channel_sums = 1, scalar_sums = 0;
-    static constexpr bool reads_v = true, reads_p = false, allows_out = false, allows_post = true, allows_first = false;
+    static constexpr int channel_sums = 1;
+    static constexpr bool reads_v = true, allows_out = false;
 
     template <class Lane, class Row = typename Lane::Row>
     static __device__ __forceinline__ Row combine(const Lane& lane, const Args& args, const Row& x, const Row& v) {
@@ -85,7 +85,7 @@ struct Review {
 // dx += RMS0^T(x; eh/rx), dv += RMS0^T(v; eu/rv), where eh = (dzeta*rx) Wh and eu = (dzeta*rv) Wu hold the reciprocals
 // already: RMS0^T(x; d) = r*(d - xh*mean(d*xh)) = e - xh*mean(e*xh), xh = x*r.
 template <int PACKS>
-__global__ void __launch_bounds__(MAX_ROW_THREADS)
+__global__ void __launch_bounds__(MAX_ROW_THREADS, 1)
     review_inputs_backward_kernel(floatX* dx, floatX* dv, const floatX* eh, const floatX* eu, const floatX* x, const floatX* v,
                                   const float* rx, const float* rv, SeamShape shape) {
     RowLane<PACKS> lane(shape, shared_as<RowShared>());
@@ -193,9 +193,8 @@ protected:
         // Back to x and v, in buffers that are free here: the sublayer input's gradient is used up.
         matmul_backward_input(pass.mm, dz_, zh_, weight, N, C, C, false, pass.stream, nullptr, 2 * C);
         matmul_backward_input(pass.mm, zh_, zu_, weight + C, N, C, C, false, pass.stream, nullptr, 2 * C);
-        RowGrid grid = row_grid(C);
-        auto kernel = grid.wide ? review_inputs_backward_kernel<WIDE_PACKS> : review_inputs_backward_kernel<1>;
-        launch(kernel, row_blocks(grid, pass.N), grid.block, sizeof(RowShared), pass.stream, seam.dx, du_, dz_, zh_, x, v(s),
+        RowGrid grid = row_grid(C, false);
+        launch(review_inputs_backward_kernel<WIDE_ROWS ? WIDE_PACKS : 1>, row_blocks(grid, pass.N), grid.block, sizeof(RowShared), pass.stream, seam.dx, du_, dz_, zh_, x, v(s),
                rx_[i], rv_[i], shape);
         if (!out.gain) return;
         SeamBackward norm = {};

@@ -22,4 +22,4 @@ protected:
 
 }  // namespace
 
-extern const RuleEntry rezero_rule = {"rezero", "x + s*u, one s per layer, from 0", ALL_SCHEMES, make_rule<ReZero>};
+extern const RuleEntry rezero_rule = {"rezero", "x + s*u, one s per layer, from 0", ALL_SCHEMES, make_rule<ReZero>, true};

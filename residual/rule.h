@@ -194,6 +194,7 @@ struct RuleEntry {
     const char* summary;
     const char* schemes;  // in which it is defined, separated by spaces
     std::unique_ptr<Rule> (*make)(const RuleShape& shape, RuleOptions& options);
+    bool vanilla_kernels = false;  // it has no kernel of its own, and takes vanilla's number of channels
 };
 // Sets of schemes for `schemes`.
 #define PRE_SCHEMES "pre sandwich peri lns outnorm"

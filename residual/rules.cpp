@@ -76,6 +76,9 @@ Residual make_residual(const std::string& residual, const std::string& norm, con
                          norm.c_str(), entry.name, entry.schemes);
     if (out.name.rule == "prores_mls" && out.name.prores)
         throw user_error("--residual %s: prores_mls is a schedule already, +prores would be a second one", residual.c_str());
+    const int most = entry.vanilla_kernels ? max_seam_channels() : max_rule_channels();
+    if (shape.C > most)
+        throw user_error("--channels %d with --residual %s: this build takes up to %d", shape.C, residual.c_str(), most);
     RuleOptions options(given);
     shape.scheme = make_scheme(norm, shape.L, options);
     shape.prores = out.name.prores;

@@ -67,6 +67,10 @@ struct SeamBackward {
 // Bytes of scratch for the parameter partials of one backward seam.
 size_t seam_scratch_bytes(int C);
 
+// The most channels: of vanilla's seam, and of rules with kernels of their own.
+int max_seam_channels();
+int max_rule_channels();
+
 // Vanilla: p = skip*x + v. Without u it is a row of norms alone.
 void vanilla_forward(const SeamForward& seam, const SeamShape& shape, cudaStream_t stream);
 void vanilla_backward(const SeamBackward& seam, const SeamShape& shape, float* scratch, cudaStream_t stream);

@@ -21,4 +21,4 @@ protected:
 
 }  // namespace
 
-extern const RuleEntry skipinit_rule = {"skipinit", "x + s*u, one s per sublayer, from 0", ALL_SCHEMES, make_rule<SkipInit>};
+extern const RuleEntry skipinit_rule = {"skipinit", "x + s*u, one s per sublayer, from 0", ALL_SCHEMES, make_rule<SkipInit>, true};

@@ -3,18 +3,18 @@
 //     p = a*x + v             dx = a*dp,   dv = dp
 //
 // a is a constant: 1, or alpha of DeepNorm and KEEL. No parameters.
+#include <algorithm>
+
 #include "residual/row_kernel.cuh"
 #include "residual/stream_rule.h"
 
 namespace {
 
-struct Vanilla {
+struct Vanilla : RowFunction {
     struct Args {
         float a;
     };
-    static constexpr int channel_sums = 0, scalar_sums = 0;
-    static constexpr bool reads_v = false, reads_p = false, allows_out = true, allows_post = true,
-                          allows_first = true;
+    static constexpr bool allows_first = true;
 
     template <class Lane, class Row = typename Lane::Row>
     static __device__ __forceinline__ Row combine(const Lane&, const Args& args, const Row& x, const Row& v) {
@@ -42,7 +42,7 @@ public:
 
 }  // namespace
 
-extern const RuleEntry vanilla_rule = {"vanilla", "x + u (He et al. 2016)", ALL_SCHEMES, make_rule<VanillaRule>};
+extern const RuleEntry vanilla_rule = {"vanilla", "x + u (He et al. 2016)", ALL_SCHEMES, make_rule<VanillaRule>, true};
 
 void vanilla_forward(const SeamForward& seam, const SeamShape& shape, cudaStream_t stream) {
     seam_forward<Vanilla>(seam, shape, {shape.skip}, stream);
@@ -53,5 +53,10 @@ void vanilla_backward(const SeamBackward& seam, const SeamShape& shape, float* s
 }
 
 size_t seam_scratch_bytes(int C) {
-    return sizeof(float) * row_grid(C).max_blocks * (static_cast<size_t>(MAX_PARTIAL_SUMS) * C + MAX_SCALAR_SUMS);
+    int blocks = row_grid(C, true).max_blocks;
+    if (C <= max_rule_channels()) blocks = std::max(blocks, row_grid(C, false).max_blocks);
+    return sizeof(float) * blocks * (static_cast<size_t>(MAX_PARTIAL_SUMS) * C + MAX_SCALAR_SUMS);
 }
+
+int max_seam_channels() { return MAX_ROW_CHANNELS; }
+int max_rule_channels() { return MAX_ROW_THREADS * PackX::size * (WIDE_ROWS ? WIDE_PACKS : 1); }

@@ -7,6 +7,9 @@
 
 #include <cuda_runtime.h>
 
+// See kernels/gpu/collectives.cuh: a fiber costs more than a loop.
+constexpr bool WIDE_ROWS = true;
+
 namespace simt {
 
 struct Sum {

@@ -8,6 +8,10 @@
 
 #include <cuda_runtime.h>
 
+// Kernels that work on rows and are compiled for one width only: whether a thread holds several packs of 16 bytes (few,
+// costly threads) or one (many cheap ones).
+constexpr bool WIDE_ROWS = false;
+
 #ifdef __CUDACC__  // host-only files include this through kernels/common.cuh and see nothing
 
 // The block's dynamic shared memory as an S: the launch must ask for at least sizeof(S) bytes. 1024-byte aligned.
