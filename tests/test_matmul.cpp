@@ -281,6 +281,72 @@ TEST_CASE("matmul backward with a factor in device memory", "[matmul]") {
     }
 }
 
+// Weights that are blocks of columns of a wider matrix: half of one, and a block with columns on both sides.
+TEST_CASE("matmul with a weight that is a block of columns", "[matmul]") {
+    for (Shape s : SHAPES) {
+        for (auto [stride, first] : {std::pair{2 * s.C, 0}, {2 * s.C, s.C}, {s.C + 40, 16}}) {
+            CAPTURE(s.N, s.C, s.OC, stride, first);
+            Data data(s);
+            Random random(10);
+            const size_t columns = static_cast<size_t>(stride), start = static_cast<size_t>(first), C = static_cast<size_t>(s.C);
+            // Whoever reads a neighbouring column gets infinities and what comes of them.
+            std::vector<floatX> wide(area(s.OC, stride), from_float<floatX>(INFINITY));
+            for (size_t i = 0; i < data.weight.size(); i++) wide[i / C * columns + start + i % C] = data.weight[i];
+            Device<floatX> d_wide(wide);
+            const floatX* weight = d_wide.data + start;
+
+            Device<floatX> out(area(s.N, s.OC)), plain(area(s.N, s.OC));
+            out.poison();
+            // The plan of the same product with a narrow weight must not serve this one.
+            matmul_forward(shared_handle(), plain.data, data.d_inp.data, data.d_weight.data, nullptr, s.N, s.C, s.OC, nullptr);
+            matmul_forward(shared_handle(), out.data, data.d_inp.data, weight, nullptr, s.N, s.C, s.OC, nullptr, stride);
+            const std::vector<double> want = product(to_double(data.inp), to_double(data.weight), s.N, s.OC, s.C);
+            CHECK(worst_error(to_double(out.read()), want, atol(s.C), rtol<floatX>()) <= 1);
+
+            const std::vector<floatX> before = random.normals<floatX>(area(s.N, s.C));
+            const float alpha = -0.6f;
+            Device<float> d_alpha(std::vector<float>{alpha});
+            const std::vector<double> back =
+                product(to_double(data.dout), transposed(to_double(data.weight), s.OC, s.C), s.N, s.C, s.OC);
+            for (bool scaled : {false, true}) {
+                const double factor = scaled ? alpha : 1;
+                const float* device_alpha = scaled ? d_alpha.data : nullptr;
+                for (bool accumulate : {false, true}) {
+                    Device<floatX> dinp(before);
+                    if (!accumulate) dinp.poison();
+                    matmul_backward_input(shared_handle(), dinp.data, data.d_dout.data, weight, s.N, s.C, s.OC, accumulate,
+                                          nullptr, device_alpha, stride);
+                    std::vector<double> sum = back;
+                    for (size_t i = 0; i < sum.size(); i++) sum[i] = factor * sum[i] + (accumulate ? to_float(before[i]) : 0.0);
+                    CHECK(worst_error(to_double(dinp.read()), sum, atol(s.OC), rtol<floatX>()) <= 1);
+                }
+                // The gradient adds to its own columns and leaves the others as they are.
+                const std::vector<float> gradient = random.normals<float>(area(s.OC, stride));
+                Device<float> dweight(gradient);
+                matmul_backward_weight(shared_handle(), dweight.data + start, data.d_dout.data, data.d_inp.data, s.N, s.C, s.OC,
+                                       nullptr, device_alpha, stride);
+                const std::vector<double> added = product(transposed(to_double(data.dout), s.N, s.OC),
+                                                          transposed(to_double(data.inp), s.N, s.C), s.OC, s.C, s.N);
+                const std::vector<float> got = dweight.read();
+                std::vector<double> got_block, want_block;
+                bool others = true;
+                for (size_t i = 0; i < got.size(); i++) {
+                    const size_t row = i / columns, column = i % columns;
+                    if (column < start || column >= start + C) {
+                        others = others && got[i] == gradient[i];
+                        continue;
+                    }
+                    got_block.push_back(got[i]);
+                    want_block.push_back(gradient[i] + factor * added[row * C + column - start]);
+                }
+                const double size = std::max(1.0, std::sqrt(static_cast<double>(s.C) / s.OC * s.N));
+                CHECK(worst_error(got_block, want_block, size * atol(s.N), 8 * 0x1p-24) <= 1);
+                CHECK(others);
+            }
+        }
+    }
+}
+
 TEST_CASE("matmul: addresses that are 16-byte aligned and no more", "[matmul]") {
     const Shape s{5, 24, 40};
     Data data(s);

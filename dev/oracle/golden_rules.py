@@ -5,6 +5,8 @@
     python3 dev/oracle/golden_rules.py --check     compute them again and compare with what is there
     python3 dev/oracle/golden_rules.py --noise     how far float32 arithmetic alone is from them
 
+and what one update does at awkward widths (sizes.json), where gradients are kept as norms and projections.
+
 rule_cases.py lists the cases, recipe.py makes weights and tokens.
 """
 
@@ -19,7 +21,7 @@ import torch
 import recipe
 from files import read_safetensors, write_safetensors
 from model import Network
-from rule_cases import rule_cases
+from rule_cases import rule_cases, size_cases
 from training import train
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "tests", "golden", "rules")
@@ -28,13 +30,20 @@ SETTINGS = {"batch": 2, "seq": 5, "total_batch": 20, "steps": 3, "optimizer": "a
             "schedule": "constant", "warmup": 0, "beta1": 0.9, "beta2": 0.95, "eps": 0.0001, "weight_decay": 0.1,
             "grad_clip": 1.0, "decay": "2d"}  # fmt: skip
 
+SIZE_SETTINGS = {**SETTINGS, "batch": 3, "seq": 19, "total_batch": 57, "steps": 1}
+
+
+def sized(case):
+    return case["file"] == "sizes.safetensors"
+
 
 def run(case, dtype=torch.float64):
-    config = case["config"]
+    config, settings = case["config"], SIZE_SETTINGS if sized(case) else SETTINGS
     about = Network(config).parameters()
-    args = [part for key, value in SETTINGS.items() for part in ("--" + key.replace("_", "-"), str(value))]
-    stream = recipe.tokens(SETTINGS["steps"] * SETTINGS["total_batch"] + 1, config["vocab_size"])
-    return about, train(config, [*args, "--no-shuffle"], recipe.weights(about), [stream], dtype)
+    args = [part for key, value in settings.items() for part in ("--" + key.replace("_", "-"), str(value))]
+    stream = recipe.tokens(settings["steps"] * settings["total_batch"] + 1, config["vocab_size"])
+    start = recipe.weights(about, recipe.size_weight if sized(case) else recipe.weight)
+    return about, train(config, [*args, "--no-shuffle"], start, [stream], dtype)
 
 
 def at_seam(q):
@@ -50,6 +59,11 @@ def results(case, dtype=torch.float64):
     name, tensors = case["name"], {}
     tensors[f"{name}/loss"] = np.array(out["loss"])
     tensors[f"{name}/grad_norm"] = np.array(out["grad_norm"])
+    if sized(case):
+        trained = sorted(tensor for tensor, q in about.items() if not q.frozen)
+        tensors[f"{name}/grads"] = np.array([[np.linalg.norm(out["grads"][t]), *recipe.projections(t, out["grads"][t])]
+                                             for t in trained])  # fmt: skip
+        return tensors
     for tensor, q in about.items():
         if not q.frozen and (case["full"] or at_seam(q)):
             tensors[f"{name}/grad/{tensor}"] = out["grads"][tensor]
@@ -58,10 +72,15 @@ def results(case, dtype=torch.float64):
     return tensors
 
 
-def listing(cases):
-    """cases.json: settings, then one case a line."""
+def listing(cases, settings):
+    """cases.json, sizes.json: settings, then one case a line."""
     lines = [json.dumps({key: case[key] for key in ("name", "file", "what", "config")}) for case in cases]
-    return '{"settings": ' + json.dumps(SETTINGS) + ',\n"cases": [\n' + ",\n".join(lines) + "\n]}\n"
+    return '{"settings": ' + json.dumps(settings) + ',\n"cases": [\n' + ",\n".join(lines) + "\n]}\n"
+
+
+def listings():
+    """{file: its text}"""
+    return {"cases.json": listing(rule_cases(), SETTINGS), "sizes.json": listing(size_cases(), SIZE_SETTINGS)}
 
 
 def worst(got, want, case):
@@ -69,6 +88,12 @@ def worst(got, want, case):
     if set(got) != set(want):
         raise SystemExit(f"{case['name']}: the file names other tensors")
     floor = 1e-7 * float(want[f"{case['name']}/grad_norm"][0])
+    if sized(case):  # tensor by tensor: the first row that is worst, against the tensor's norm
+        name = f"{case['name']}/grads"
+        a, b = got[name], want[name].astype("f8")
+        error = np.sqrt(((a - b)[:, 1:] ** 2).mean(1)) / (b[:, 0] + floor)
+        row = int(error.argmax())
+        return float(error[row]), f"{name} row {row}"
     return max((float(np.linalg.norm(got[name].astype("f8") - b))
                 / (float(np.linalg.norm(b.astype("f8"))) + (floor if "/grad/" in name else 1e-30)), name)
                for name, b in want.items())  # fmt: skip
@@ -81,12 +106,13 @@ def main():
     parser.add_argument("--root", default=ROOT, help="folder of the files")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    cases = rule_cases()
+    cases = rule_cases() + size_cases()
     files = sorted({case["file"] for case in cases})
     if not (options.check or options.noise):
         os.makedirs(options.root, exist_ok=True)
-        with open(os.path.join(options.root, "cases.json"), "w") as file:
-            file.write(listing(cases))
+        for path, text in listings().items():
+            with open(os.path.join(options.root, path), "w") as file:
+                file.write(text)
         for path in files:
             tensors = {}
             for case in (case for case in cases if case["file"] == path):
@@ -94,14 +120,16 @@ def main():
             if not all(np.isfinite(values).all() for values in tensors.values()):
                 raise SystemExit(f"{path}: a value is not finite")
             write_safetensors(os.path.join(options.root, path), tensors)
-        size = sum(os.path.getsize(os.path.join(options.root, path)) for path in [*files, "cases.json"])
+        size = sum(os.path.getsize(os.path.join(options.root, path)) for path in [*files, *listings()])
         print(f"{len(cases)} cases in {len(files)} files, {size} bytes")
         return
 
-    with open(os.path.join(options.root, "cases.json")) as file:
-        same = file.read() == listing(cases)
-    if not same:
-        print("cases.json lists other cases")
+    same = True
+    for path, text in listings().items():
+        with open(os.path.join(options.root, path)) as file:
+            if file.read() != text:
+                print(f"{path} lists other cases")
+                same = False
     found, stored = [], {path: read_safetensors(os.path.join(options.root, path)) for path in files}
     for case in cases:
         got = results(case, torch.float32 if options.noise else torch.float64)

@@ -8,7 +8,15 @@
 
 amp is 0.3 for two dimensions and 0.1 for one; base is the parameter's constant initial value, 0 for random ones. The
 one exception is mhc_b: base 0, amp 1.
+
+The cases of larger widths have weights that are exact in bf16 too, and activations of size 1:
+
+    u(i)      = k/64 - 1,  k the top 7 bits of the same number
+    amp       = 1/8 for one dimension; for two, with n the larger one, the power of two nearest to sqrt(3/n), at most 1/4;
+                1 for embeddings that are not the head (wpe, model.embed_tokens) and for mhc_b
 """
+
+import math
 
 import numpy as np
 
@@ -45,8 +53,29 @@ def weight(parameter):
     return (base + amp * u.reshape(shape)).astype("f4")
 
 
-def weights(parameters):
-    return {name: weight(q) for name, q in parameters.items()}
+def size_weight(parameter):
+    """The same for the cases of larger widths."""
+    shape, name = parameter.shape, parameter.name
+    bits = mix(counters(fnv1a(name), int(np.prod(shape))))
+    u = (bits >> np.uint64(57)).astype("f8") / 64 - 1
+    base, amp = parameter.initial(), 1 / 8
+    if len(shape) == 2:
+        amp = min(0.25, 2.0 ** round(0.5 * math.log2(3 / max(shape))))
+    if name.endswith(("wpe.weight", "embed_tokens.weight", ".mhc_b")):
+        base, amp = 0.0, 1.0
+    return (base + amp * u.reshape(shape)).astype("f4")
+
+
+def weights(parameters, value=weight):
+    return {name: value(q) for name, q in parameters.items()}
+
+
+def projections(name, values):
+    """Products with eight vectors of +-1: element i of number j has the sign of bit 56+j, set: +, of mix(key + ...(i+1)),
+    key that of "projection NAME"."""
+    flat = np.asarray(values, "f8").ravel()
+    bits = mix(counters(fnv1a("projection " + name), flat.size))
+    return [float(flat @ np.where((bits >> np.uint64(56 + j)) & np.uint64(1), 1.0, -1.0)) for j in range(8)]
 
 
 def tokens(count, vocabulary):

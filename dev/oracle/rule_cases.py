@@ -1,4 +1,5 @@
-"""The list of small cases for residual rules: every pair of rule and norm scheme, and every value of every option."""
+"""The lists of cases for residual rules: small ones for every pair of rule and norm scheme and every value of every option
+(rule_cases); and every rule again at two widths that do not divide evenly into a kernel's threads (size_cases)."""
 
 from rules import ALL, PRE_TYPE, RULES
 
@@ -224,3 +225,47 @@ def rule_cases():
     for group in (pairs, companions, bases, coefficients, gates, schedules, streams, depths):
         group(cases)
     return list(cases.all.values())
+
+
+# Width, heads, key/value heads of llama. 264 = 66 packs of 16 bytes in fp32 and 33 in bf16: several per thread where 32
+# threads share a row, the last ones without work. 104 = 26 and 13 packs: fewer than the threads.
+SIZES = [(264, 3, 1), (104, 13, 13)]
+FAMILY = ("sandwich", "peri", "outnorm", "lns", "post", "deepnorm", "mix", "keel")
+
+
+def size_cases():
+    cases = Cases()
+    for channels, heads, kv_heads in SIZES:
+        base = {"vocab_size": 57, "n_layer": 3, "n_positions": 40, "n_ctx": 40, "n_embd": channels, "n_head": heads,
+                "n_inner": 211}  # fmt: skip
+        other = {"vocab_size": 57, "num_hidden_layers": 3, "max_position_embeddings": 40, "hidden_size": channels,
+                 "intermediate_size": 211, "num_attention_heads": heads, "num_key_value_heads": kv_heads}  # fmt: skip
+
+        def add(scheme, residual, tag="", arch="gpt2", models={"gpt2": base, "llama": other}, width=channels, **options):
+            model = dict(models[arch])
+            if scheme == "mix":  # floor(L/4) layers are post: one needs four
+                model["n_layer"] = 4
+            cases.add(arch, scheme, residual, tag="_".join(filter(None, [tag, str(width)])), model=model.items(), **options)
+
+        for rule in RULES:
+            add("pre", rule, **({"residual_step": 900} if rule == "prores_mls" else {}))
+        for rule in ("prores", "vanilla+value"):
+            add("pre", rule)
+        add("pre", "hc", "static", dynamic=0)
+        add("pre", "mhc", "head", readout="head")
+        add("pre", "review", "convex", form="convex")
+        add("pre", "highway", "convex", form="convex")
+        add("pre", "lscale_sub", "x0norm", x0=1, x0_norm=1)
+        add("pre", "attnres_block", "size4", block_size=4)
+        add("pre", "attnres_mls", "size1", block_size=1)
+        for place in ("before_sublayer", "after_norm", "branch_output"):
+            add("pre", "gpas", place, place=place)
+        for rule in ("vanilla", "gpas", "lscale_sub", "layerscale", "review"):
+            for scheme in FAMILY:
+                if scheme in RULES[rule][1] and (channels == 264 or scheme in ("sandwich", "post")):
+                    add(scheme, rule)
+        for rule in ("vanilla", "gpas", "hc", "attnres"):
+            for scheme in ("pre", "sandwich"):
+                add(scheme, rule, arch="llama")
+        add("pre", "gpas+prores+value", arch="llama")
+    return [{**case, "file": "sizes.safetensors"} for case in cases.all.values()]
