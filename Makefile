@@ -41,7 +41,8 @@ BENCH := $(wildcard dev/bench/bench*.cu)
 PROGRAMS := train_gpt2 eval_gpt2 sample_gpt2 tokenize bench
 # Tests of kernels, of the CPU machine, and of the rules inside a model: what the check and asan variants build.
 KERNEL_TESTS := $(wildcard $(addprefix tests/test_,$(addsuffix .c*,simt* ptx matmul cublaslt activation attention* seam depth_attention \
-                  embedding bias classifier rope swiglu adamw gradient_norm nccl hc mhc rules)))
+                  embedding bias classifier rope swiglu adamw gradient_norm nccl hc mhc rules rule_sizes \
+                  branch_scale value_residual x0 gate_clip)))
 ALL_TESTS := $(wildcard tests/test_*.cpp tests/test_*.cu) tests/run_program.cpp
 TESTS := $(if $(VARIANT),$(KERNEL_TESTS),$(if $(filter cuda,$(BACKEND)),$(filter-out tests/test_simt%,$(ALL_TESTS)),$(ALL_TESTS)))
 

@@ -33,6 +33,7 @@ struct Highway : RowFunction {
 #pragma unroll
         for (int i = 0; i < r.size; i++) r[i] = 1.0f / (1.0f + expf(-(zeta[i] + b[i])));
         if (args.r != nullptr) lane.store(args.r, r);
+        else lane.round(r);
         float alpha = args.alpha != nullptr ? *args.alpha : 1.0f;
 #pragma unroll
         for (int i = 0; i < p.size; i++) p[i] = (args.convex ? (1.0f - r[i]) * x[i] : x[i]) + alpha * r[i] * v[i];

@@ -37,6 +37,7 @@ struct LscaleInput : RowFunction {
 #pragma unroll
         for (int i = 0; i < y.size; i++) y[i] = x[i] + v[i];
         if (args.y != nullptr) lane.store(args.y, y);
+        else lane.round(y);
         float lambda = *args.lambda, mu = *args.mu;
 #pragma unroll
         for (int i = 0; i < p.size; i++) p[i] = lambda * y[i] + mu * x0[i];

@@ -50,6 +50,7 @@ struct Review : RowFunction {
 #pragma unroll
         for (int i = 0; i < r.size; i++) r[i] = 1.0f / (1.0f + expf(-(rx * zh[i] + rv * zu[i] + b[i])));
         if (args.rx != nullptr) lane.store(args.r, r);
+        else lane.round(r);
         float alpha = args.alpha != nullptr ? *args.alpha : 1.0f;
 #pragma unroll
         for (int i = 0; i < p.size; i++) p[i] = (args.convex ? (1.0f - r[i]) * x[i] : x[i]) + alpha * r[i] * v[i];

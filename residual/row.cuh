@@ -82,6 +82,11 @@ struct RowLane {
     __device__ __forceinline__ Row load(const T* rows) const {
         return load_channels(rows + row * C, rows != nullptr && row < N);
     }
+    // Rounds x as storing it would: what training goes on with, inference must too.
+    __device__ __forceinline__ void round(Row& x) const {
+#pragma unroll
+        for (int i = 0; i < Row::size; i++) x[i] = to_float(from_float<floatX>(x[i]));
+    }
     // Stores x rounded to T, and leaves the rounded values in x.
     template <class T>
     __device__ __forceinline__ void store(T* rows, Row& x) const {

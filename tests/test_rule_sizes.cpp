@@ -76,14 +76,12 @@ void check_case(const json& one, const SafetensorsFile& file) {
     CHECK(std::abs(found / norm - 1) < (bf16 ? 8e-3 : 2e-6));
 
     // A model for inference computes the same with fewer buffers, and in bf16 with a copy of the exact parameters alone.
-    // Three rules round a row to floatX where they keep it for the backward pass, and go on unrounded where they do not.
-    const bool keeps = config.residual == "review" || config.residual == "highway" || config.residual == "lscale_input";
     if (config.residual == "prores_mls") return;  // evaluates with another branch factor
     model = model_create(config, B, T, Use::inference);
     model_write_master(*model, arena.data(), 1, 0);
     model_loss(*model, tokens.data() + 1, tokens.data(), 2, T);  // leaves other numbers in shared buffers
     const double again = model_loss(*model, tokens.data(), tokens.data() + 1, B, T);
-    CHECK(std::abs(again - sum) / (B * T) <= (bf16 && keeps ? 8e-3 : 0));  // measured 2.2e-3: as any rounding
+    CHECK(again == sum);
 }
 
 void check_width(int channels) {
@@ -100,5 +98,10 @@ void check_width(int channels) {
 
 }  // namespace
 
-TEST_CASE("rules at 264 channels: several packs per thread", "[rules][sizes]") { check_width(264); }
+TEST_CASE("rules at 264 channels: several packs per thread", "[rules][sizes]") {
+#if defined(SIMT_CHECK) || defined(__SANITIZE_ADDRESS__)
+    SKIP_TEST("minutes long in a checking build, and 104 channels run the same kernels");
+#endif
+    check_width(264);
+}
 TEST_CASE("rules at 104 channels: fewer packs than threads", "[rules][sizes]") { check_width(104); }
