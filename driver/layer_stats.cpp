@@ -15,7 +15,8 @@ void LayerStats::before_update(Model& model) {
     for (int l = 1; l <= model_config(model).layers; l++) factors_.push_back(model_branch_factor(model, l));
 }
 
-// "h.3.residual_attn.ls_gamma" -> "attn.ls_gamma", "h.3.residual.gpas_gate" -> "gpas_gate"; empty: not a rule's parameter.
+// "h.3.residual_attn.ls_gamma" -> "attn.ls_gamma", "h.3.residual.gpas_gate" -> "gpas_gate"; empty: not a rule's
+// parameter.
 static std::string gate_name(const std::string& name) {
     const size_t at = name.find(".residual");
     if (at == std::string::npos) return "";
@@ -63,8 +64,7 @@ void LayerStats::log(Model& model, Log& log, int64_t step) {
                       {"grad_norm", std::sqrt(grad)},
                       {"weight_norm", std::sqrt(weight)},
                       {"update_norm", std::sqrt(update)}};
-        if (parse_residual(model_config(model).residual).prores)
-            layer["branch_factor"] = factors_[l];
+        if (parse_residual(model_config(model).residual).prores) layer["branch_factor"] = factors_[l];
         if (!gates.empty()) layer["gates"] = gates;
         layers.push_back(layer);
     }

@@ -53,7 +53,8 @@ const std::vector<Preset>& presets() {
         {"gpt2-medium", "355M", gpt2(24, 16, 1024)},
         {"gpt2-large", "774M", gpt2(36, 20, 1280)},
         {"gpt2-xl", "1.6B", gpt2(48, 25, 1600)},
-        {"gpt2-mls", "MLS-Bench llm-pretrain-residual: no biases, exact GELU, vocabulary 50304", [] {
+        {"gpt2-mls", "MLS-Bench llm-pretrain-residual: no biases, exact GELU, vocabulary 50304",
+         [] {
              ModelConfig config = gpt2(24, 16, 1024, 1024, 50304);
              config.bias = false;
              config.activation = Activation::gelu;
@@ -122,8 +123,9 @@ static void check_init(const ModelConfig& c) {
     }
     // Embeddings of size 0.6 that are the head as well would start with logits some thirty times too large.
     if (c.init == "gpt2_scaled" && c.norm_scheme != "pre")
-        throw user_error("--init gpt2_scaled with --norm %s: it is made for pre alone; normal02 is the usual choice here",
-                         c.norm_scheme.c_str());
+        throw user_error(
+            "--init gpt2_scaled with --norm %s: it is made for pre alone; normal02 is the usual choice here",
+            c.norm_scheme.c_str());
     if (c.init == "scaled_embed" && c.tie)
         throw user_error("--init scaled_embed with --tie: its embeddings are too large for a head; use --no-tie");
 }
@@ -142,11 +144,13 @@ void check_config(const ModelConfig& c) {
     check_architecture(c);
     if (c.channels % c.heads != 0)
         throw user_error("--channels %d is not divisible by --heads %d", c.channels, c.heads);
-    // A head is a multiple of 16 bytes wide in every build, so that a checkpoint trains in each: 8 elements of bf16, 4 of fp32.
+    // A head is a multiple of 16 bytes wide in every build, so that a checkpoint trains in each: 8 elements of bf16, 4
+    // of fp32.
     int unit = 16 / static_cast<int>(sizeof(floatX));
     if (c.head_size() % unit != 0)
-        throw user_error("--channels %d / --heads %d gives heads of %d channels: they must be a multiple of %d (16 bytes)",
-                         c.channels, c.heads, c.head_size(), unit);
+        throw user_error(
+            "--channels %d / --heads %d gives heads of %d channels: they must be a multiple of %d (16 bytes)",
+            c.channels, c.heads, c.head_size(), unit);
     if (c.head_size() > 256)
         throw user_error("--channels %d / --heads %d gives heads of %d channels: at most 256 are supported", c.channels,
                          c.heads, c.head_size());
@@ -246,7 +250,8 @@ static int required(const json& j, const char* key, const std::string& path) {
     if (!j.contains(key)) throw user_error("%s: \"%s\" is missing", path.c_str(), key);
     double value = field<double>(j, key, 0, path);
     if (value != std::floor(value) || value < 1 || value > 2e9)
-        throw user_error("%s: \"%s\" is %s: it must be a positive whole number", path.c_str(), key, j[key].dump().c_str());
+        throw user_error("%s: \"%s\" is %s: it must be a positive whole number", path.c_str(), key,
+                         j[key].dump().c_str());
     return static_cast<int>(value);
 }
 
@@ -354,11 +359,12 @@ ModelConfig config_from_json(const std::string& text, const std::string& path, s
     c.residual = field<std::string>(j, "residual", "vanilla", path);
     c.residual_step = field<int64_t>(j, "residual_step", 0, path);
     if (j.contains("residual_options")) {
-        if (!j["residual_options"].is_object()) throw user_error("%s: \"residual_options\" is not an object", path.c_str());
+        if (!j["residual_options"].is_object())
+            throw user_error("%s: \"residual_options\" is not an object", path.c_str());
         for (const auto& [key, value] : j["residual_options"].items())
             c.residual_options[key] = value.is_string()    ? value.get<std::string>()
-                                        : value.is_boolean() ? (value.get<bool>() ? "1" : "0")
-                                                             : value.dump();
+                                      : value.is_boolean() ? (value.get<bool>() ? "1" : "0")
+                                                           : value.dump();
     }
     return c;
 }

@@ -46,7 +46,8 @@ ModelConfig preset_config(const std::string& name);  // UserError lists the know
 // UserError (one line) when sizes do not divide, a scheme or rule is unknown, ...
 void check_config(const ModelConfig& config);
 
-// config.json of a checkpoint: Hugging Face GPT2Config / LlamaConfig field names plus ours (interface: checkpoint folder).
+// config.json of a checkpoint: Hugging Face GPT2Config / LlamaConfig field names plus ours (interface: checkpoint
+// folder).
 std::string config_to_json(const ModelConfig& config);
 // path names the file in error messages; notes receives remarks worth showing (ignored dropout).
 ModelConfig config_from_json(const std::string& text, const std::string& path, std::vector<std::string>& notes);

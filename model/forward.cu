@@ -12,9 +12,13 @@
 
 namespace {
 
-float* scratch(Model& m) { return static_cast<float*>(m.scratch); }
+float* scratch(Model& m) {
+    return static_cast<float*>(m.scratch);
+}
 
-Pass make_pass(Model& m, int64_t N) { return {N, m.stream, m.mm, scratch(m)}; }
+Pass make_pass(Model& m, int64_t N) {
+    return {N, m.stream, m.mm, scratch(m)};
+}
 
 // The branch factors that the schedules give for the coming pass.
 void set_schedule(Model& m, bool evaluation) {
@@ -26,7 +30,8 @@ void set_schedule(Model& m, bool evaluation) {
     std::vector<float> alpha(static_cast<size_t>(last) + 1, 1.0f);
     if (m.residual.prores && !(evaluation && m.residual.prores->eval_one))
         for (int k = 1; k <= last; k++)
-            alpha[static_cast<size_t>(k)] = static_cast<float>(m.residual.prores->alpha(layer_of(k), m.config.layers, m.time));
+            alpha[static_cast<size_t>(k)] =
+                static_cast<float>(m.residual.prores->alpha(layer_of(k), m.config.layers, m.time));
     rule.set_alpha(alpha, m.stream);
     m.alpha_time = m.time;
     m.alpha_evaluation = evaluation;
@@ -43,7 +48,8 @@ void attention_sublayer(Model& m, int l, int b, int t) {
     if (m.first_value && l == 0) value_copy(m.first_value, a.qkv, N, W, KV, m.stream);
     if (m.first_value && l > 0) value_mix(a.qkv, a.value, m.first_value, m.exact(o.value_lambda), N, W, KV, m.stream);
     attention_forward(a.attn, a.lse, a.qkv, b, t, c.heads, c.kv_heads, c.head_size(), m.stream);
-    matmul_forward(m.mm, rule.output(2 * l + 1), a.attn, m.param(o.attn_proj.weight), m.param(o.attn_proj.bias), N, C, C, m.stream);
+    matmul_forward(m.mm, rule.output(2 * l + 1), a.attn, m.param(o.attn_proj.weight), m.param(o.attn_proj.bias), N, C,
+                   C, m.stream);
 }
 
 void mlp_sublayer(Model& m, int l, int N) {
@@ -57,9 +63,11 @@ void mlp_sublayer(Model& m, int l, int N) {
         matmul_forward(m.mm, a.pre, z, m.param(o.fc.weight), nullptr, N, C, H, m.stream);
         swiglu_forward(a.act, a.pre, N, Fp, m.stream);
     } else {
-        matmul_activation_forward(m.mm, a.act, a.pre, z, m.param(o.fc.weight), m.param(o.fc.bias), c.activation, N, C, H, m.stream);
+        matmul_activation_forward(m.mm, a.act, a.pre, z, m.param(o.fc.weight), m.param(o.fc.bias), c.activation, N, C,
+                                  H, m.stream);
     }
-    matmul_forward(m.mm, rule.output(2 * l + 2), a.act, m.param(o.mlp_proj.weight), m.param(o.mlp_proj.bias), N, Fp, C, m.stream);
+    matmul_forward(m.mm, rule.output(2 * l + 2), a.act, m.param(o.mlp_proj.weight), m.param(o.mlp_proj.bias), N, Fp, C,
+                   m.stream);
 }
 
 // tokens (b,t) -> input(2L), which the head reads.
@@ -119,8 +127,8 @@ void mlp_backward(Model& m, int l, int N) {
         matmul_backward_input(m.mm, m.dact, du, m.param(o.mlp_proj.weight), N, Fp, C, false, m.stream, scale);
         swiglu_backward(m.dwide, m.dact, a.pre, N, Fp, m.stream);
     } else {
-        matmul_activation_backward_input(m.mm, m.dwide, du, m.param(o.mlp_proj.weight), a.pre, c.activation, N, Fp, C, m.stream,
-                                         scale);
+        matmul_activation_backward_input(m.mm, m.dwide, du, m.param(o.mlp_proj.weight), a.pre, c.activation, N, Fp, C,
+                                         m.stream, scale);
     }
     linear_backward(m, o.fc, m.dwide, rule.input(s - 1), N, C, H);
     matmul_backward_input(m.mm, rule.d_input(), m.dwide, m.param(o.fc.weight), N, C, H, false, m.stream);
@@ -137,7 +145,8 @@ void attention_sublayer_backward(Model& m, int l, int b, int t) {
     floatX* dattn = rule.d_input();  // free until this sublayer's own input gradient goes there
     linear_backward(m, o.attn_proj, du, a.attn, N, C, C, rule.raw_last_map(s) ? nullptr : scale);
     matmul_backward_input(m.mm, dattn, du, m.param(o.attn_proj.weight), N, C, C, false, m.stream, scale);
-    attention_backward(m.dwide, m.scratch, dattn, a.qkv, a.attn, a.lse, b, t, c.heads, c.kv_heads, c.head_size(), m.stream);
+    attention_backward(m.dwide, m.scratch, dattn, a.qkv, a.attn, a.lse, b, t, c.heads, c.kv_heads, c.head_size(),
+                       m.stream);
     if (m.first_value && l > 0)
         value_mix_backward(m.dwide, m.dfirst_value, l == c.layers - 1, m.grad(o.value_lambda), a.value, m.first_value,
                            m.exact(o.value_lambda), scratch(m), N, W, KV, m.stream);
@@ -170,11 +179,14 @@ void upload(Model& m, int* device, const int* host, size_t count) {
 
 }  // namespace
 
-void model_watch(Model& m, bool on) { m.watching = on; }
+void model_watch(Model& m, bool on) {
+    m.watching = on;
+}
 
 std::vector<double> model_stream_variances(Model& m) {
     std::vector<float> sums(static_cast<size_t>(2 * m.config.layers));
-    CUDA_CHECK(cudaMemcpyAsync(sums.data(), m.layer_moments, sums.size() * sizeof(float), cudaMemcpyDeviceToHost, m.stream));
+    CUDA_CHECK(
+        cudaMemcpyAsync(sums.data(), m.layer_moments, sums.size() * sizeof(float), cudaMemcpyDeviceToHost, m.stream));
     CUDA_CHECK(cudaStreamSynchronize(m.stream));
     std::vector<double> variances;
     for (size_t l = 0; l < sums.size() / 2; l++) {
@@ -228,8 +240,8 @@ void model_last_logits(Model& m, const int* tokens, int t, float* logits) {
     const int C = m.config.channels, V = m.config.vocab, Vp = m.config.padded_vocab();
     upload(m, m.tokens, tokens, static_cast<size_t>(t));
     forward(m, 1, t, true);
-    matmul_forward(m.mm, m.logits, m.rule().input(2 * m.config.layers) + static_cast<int64_t>(t - 1) * C, m.param(m.head), nullptr, 1, C, Vp,
-                   m.stream);
+    matmul_forward(m.mm, m.logits, m.rule().input(2 * m.config.layers) + static_cast<int64_t>(t - 1) * C,
+                   m.param(m.head), nullptr, 1, C, Vp, m.stream);
     std::vector<floatX> row(static_cast<size_t>(V));
     CUDA_CHECK(cudaMemcpyAsync(row.data(), m.logits, row.size() * sizeof(floatX), cudaMemcpyDeviceToHost, m.stream));
     CUDA_CHECK(cudaStreamSynchronize(m.stream));

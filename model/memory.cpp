@@ -41,7 +41,7 @@ size_t scratch_bytes(const Model& model) {
 
 // The rule's requests join the list by the names of their segments.
 class Plan : public Planner {
-public:
+  public:
     std::vector<Segment> segments;
     void request(const std::string& name, size_t bytes, std::function<void(void*)> assign) override {
         segment(name).requests.push_back({bytes, std::move(assign)});
@@ -58,7 +58,8 @@ public:
 std::vector<Segment> plan(Model& model) {
     const ModelConfig& c = model.config;
     const bool training = model.use == Use::training;
-    const int64_t N = static_cast<int64_t>(model.B) * model.T, C = c.channels, Fp = c.padded_ffn(), Vp = c.padded_vocab();
+    const int64_t N = static_cast<int64_t>(model.B) * model.T, C = c.channels, Fp = c.padded_ffn(),
+                  Vp = c.padded_vocab();
     const int64_t W = model.qkv_width(), H = model.hidden_width(), KV = model.kv_channels();
     const int64_t arena = model.registry.arena;
     const bool value = model.residual.name.value, swiglu = c.activation == Activation::swiglu;
@@ -98,7 +99,8 @@ std::vector<Segment> plan(Model& model) {
         plan.want("backward", N * std::max(W, H), model.dwide);
         if (swiglu) plan.want("backward", N * Fp, model.dact);
         int64_t num_chunks = 0;
-        for (const Tensor& t : model.registry.tensors) num_chunks += ceil_div(t.count, static_cast<int64_t>(ADAMW_CHUNK));
+        for (const Tensor& t : model.registry.tensors)
+            num_chunks += ceil_div(t.count, static_cast<int64_t>(ADAMW_CHUNK));
         plan.request("scratch", scratch_bytes(model), [&model](void* p) { model.scratch = p; });
         plan.want("scratch", 2, model.clip);
         plan.want("scratch", 2 * c.layers, model.layer_moments);
@@ -107,7 +109,8 @@ std::vector<Segment> plan(Model& model) {
     }
     plan.want("tokens", N, model.tokens);
     plan.want("tokens", N, model.targets);
-    if (training) plan.want("tokens", static_cast<int64_t>(token_groups_capacity(static_cast<size_t>(N))), model.groups);
+    if (training)
+        plan.want("tokens", static_cast<int64_t>(token_groups_capacity(static_cast<size_t>(N))), model.groups);
     return std::move(plan.segments);
 }
 
@@ -131,7 +134,9 @@ void bind_tensors(Model& model) {
         const Tensor* t = model.registry.find_or_null(name);
         return t ? t->offset : -1;
     };
-    auto linear = [&](const std::string& name) { return LinearOffsets{offset(name + ".weight"), offset(name + ".bias")}; };
+    auto linear = [&](const std::string& name) {
+        return LinearOffsets{offset(name + ".weight"), offset(name + ".bias")};
+    };
     const bool llama = c.arch == Arch::llama;
     model.wte = offset(llama ? "model.embed_tokens.weight" : "wte.weight");
     model.wpe = offset("wpe.weight");
@@ -216,20 +221,22 @@ int largest_batch(const ModelConfig& config, int T, Use use, size_t free_bytes) 
     return low;
 }
 
-static std::string gib(size_t bytes) { return format("%.2f GiB", static_cast<double>(bytes) / (1 << 30)); }
+static std::string gib(size_t bytes) {
+    return format("%.2f GiB", static_cast<double>(bytes) / (1 << 30));
+}
 
 ModelPtr model_create(const ModelConfig& config, int B, int T, Use use) {
     check_config(config);
-    if (T > config.context)
-        throw user_error("sequences of %d tokens: the model's context is %d", T, config.context);
+    if (T > config.context) throw user_error("sequences of %d tokens: the model's context is %d", T, config.context);
     // The message of a batch that does not fit comes before anything is allocated.
     size_t free_bytes = 0, all_bytes = 0;
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &all_bytes));
     const size_t need = total_bytes(model_memory(config, B, T, use));
     if (need > free_bytes) {
         const int best = largest_batch(config, T, use, free_bytes);
-        const std::string advice = best > 0 ? format("the largest batch that fits is %d", best)
-                                            : std::string("not even a batch of 1 fits: use a smaller model or shorter sequences");
+        const std::string advice =
+            best > 0 ? format("the largest batch that fits is %d", best)
+                     : std::string("not even a batch of 1 fits: use a smaller model or shorter sequences");
         throw user_error("a batch of %d x %d tokens needs %s of memory and %s are free: %s", B, T, gib(need).c_str(),
                          gib(free_bytes).c_str(), advice.c_str());
     }
@@ -239,8 +246,8 @@ ModelPtr model_create(const ModelConfig& config, int B, int T, Use use) {
     for (const Segment& segment : plan(model)) {
         char* memory = nullptr;
         if (cudaMalloc(reinterpret_cast<void**>(&memory), segment.bytes()) != cudaSuccess)
-            throw user_error("out of memory while allocating %s for %s: use a smaller --batch", gib(segment.bytes()).c_str(),
-                             segment.name.c_str());
+            throw user_error("out of memory while allocating %s for %s: use a smaller --batch",
+                             gib(segment.bytes()).c_str(), segment.name.c_str());
         model.allocations.push_back(memory);
         for (const Request& r : segment.requests) {
             r.assign(memory);

@@ -26,7 +26,7 @@ int largest_batch(const ModelConfig& config, int T, Use use, size_t free_bytes);
 double flops_per_token(const ModelConfig& config, int T);
 
 struct UpdateSettings {
-    double lr = 3e-4;  // this update's, schedule included
+    double lr = 3e-4;       // this update's, schedule included
     double peak_lr = 3e-4;  // the run's: lr / peak_lr is where the schedule stands
     double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1;
     double grad_clip = 1.0;  // 0: off
@@ -65,12 +65,13 @@ std::vector<double> model_stream_variances(Model& model);  // (L); synchronises
 double model_branch_factor(const Model& model, int l);
 
 // One micro-batch forward and backward; inputs, targets (B,T) on the host, b <= B and t <= T of model_create.
-// Gradients accumulate, of the sum of losses times loss_scale (1 / tokens of the update on this rank). A target < 0 is masked.
+// Gradients accumulate, of the sum of losses times loss_scale (1 / tokens of the update on this rank). A target < 0 is
+// masked.
 void model_forward_backward(Model& model, const int* inputs, const int* targets, int b, int t, double loss_scale);
 // Sum of token losses over the micro-batches since the last call (synchronises), then starts at zero again.
 double model_take_loss(Model& model);
-// Where schedules of residual rules stand: `step` updates of this run are done, each of `passes_per_update` micro-steps of
-// this rank. Without it a model starts at the configuration's residual_step.
+// Where schedules of residual rules stand: `step` updates of this run are done, each of `passes_per_update` micro-steps
+// of this rank. Without it a model starts at the configuration's residual_step.
 void model_set_time(Model& model, int64_t step, int64_t passes_per_update);
 // Completes gradients that follow from accumulated ones, and averages them over the ranks.
 void model_average_grads(Model& model, Comm* comm);

@@ -8,12 +8,12 @@
 #include "optimizer/adamw.cuh"
 
 struct LayerValues {
-    floatX* qkv;   // (N,W): query, key and value heads, W = C + 2*KV
-    floatX* attn;  // (N,C) attention's output before its projection
-    float* lse;    // (B,NH,T)
-    floatX* pre;   // (N,H) before the activation: H = Fp, or 2*Fp (gate, up) for SwiGLU
-    floatX* act;   // (N,Fp)
-    floatX* value; // (N,KV) with +value: the values before they were mixed
+    floatX* qkv;    // (N,W): query, key and value heads, W = C + 2*KV
+    floatX* attn;   // (N,C) attention's output before its projection
+    float* lse;     // (B,NH,T)
+    floatX* pre;    // (N,H) before the activation: H = Fp, or 2*Fp (gate, up) for SwiGLU
+    floatX* act;    // (N,Fp)
+    floatX* value;  // (N,KV) with +value: the values before they were mixed
 };
 
 // A linear map's tensors in the arena; -1: the model has none.
@@ -44,15 +44,15 @@ struct Model {
     std::vector<LayerOffsets> layers;
     int64_t wte = -1, wpe = -1, head = -1;
 
-    Residual residual;                // everything between sublayers: streams, norms, the rule's own state
-    int64_t time = 0;                 // completed updates, for schedules
+    Residual residual;                          // everything between sublayers: streams, norms, the rule's own state
+    int64_t time = 0;                           // completed updates, for schedules
     int64_t passes = 0, passes_per_update = 1;  // training passes of this rank
-    int64_t alpha_time = -1;          // what the branch factors on the device were made for; -1: nothing yet
+    int64_t alpha_time = -1;                    // what the branch factors on the device were made for; -1: nothing yet
     bool alpha_evaluation = false;
 
-    bool watching = false;            // forward passes note the moments of each layer's stream
-    float* layer_moments = nullptr;   // (L,2)
-    int64_t watched = 0;              // elements behind them
+    bool watching = false;           // forward passes note the moments of each layer's stream
+    float* layer_moments = nullptr;  // (L,2)
+    int64_t watched = 0;             // elements behind them
 
     std::vector<LayerValues> values;  // L
     floatX* first_value = nullptr;    // (N,KV) with +value: v_1
@@ -65,10 +65,10 @@ struct Model {
     int* targets = nullptr;           // (N)
     int* groups = nullptr;            // token_groups_capacity(N)
 
-    floatX* dwide = nullptr; // (N,max(W,H)) gradient of qkv, or of the MLP's hidden layer
-    floatX* dact = nullptr;  // (N,max(C,Fp)) gradient of attention's output, or of SwiGLU's
-    void* scratch = nullptr; // partial sums of parameter gradients, attention's backward pass, the gradient norm
-    float* clip = nullptr;   // (2) gradient norm, clip factor
+    floatX* dwide = nullptr;  // (N,max(W,H)) gradient of qkv, or of the MLP's hidden layer
+    floatX* dact = nullptr;   // (N,max(C,Fp)) gradient of attention's output, or of SwiGLU's
+    void* scratch = nullptr;  // partial sums of parameter gradients, attention's backward pass, the gradient norm
+    float* clip = nullptr;    // (2) gradient norm, clip factor
     AdamWTensor* adamw_tensors = nullptr;
     AdamWChunk* adamw_chunk_list = nullptr;
 
@@ -87,7 +87,9 @@ struct Model {
     }
     int kv_channels() const { return config.kv_heads * config.head_size(); }
     int qkv_width() const { return config.channels + 2 * kv_channels(); }
-    int hidden_width() const { return config.activation == Activation::swiglu ? 2 * config.padded_ffn() : config.padded_ffn(); }
+    int hidden_width() const {
+        return config.activation == Activation::swiglu ? 2 * config.padded_ffn() : config.padded_ffn();
+    }
     Rule& rule() const { return *residual.rule; }
     float* grad(int64_t offset) const { return offset < 0 ? nullptr : grads + offset; }
 };

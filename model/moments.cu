@@ -35,7 +35,9 @@ __global__ void __launch_bounds__(THREADS) moments_kernel(float* partial, const 
 
 }  // namespace
 
-size_t moments_scratch_bytes() { return MAX_BLOCKS * 2 * sizeof(float); }
+size_t moments_scratch_bytes() {
+    return MAX_BLOCKS * 2 * sizeof(float);
+}
 
 void moments(float* sums, const floatX* x, int64_t count, float* scratch, cudaStream_t stream) {
     const int64_t needed = ceil_div(count, static_cast<int64_t>(THREADS) * PackX::size * 4);

@@ -9,13 +9,20 @@
 
 const char* class_name(ParamClass cls) {
     switch (cls) {
-        case ParamClass::embed: return "embed";
-        case ParamClass::head: return "head";
-        case ParamClass::matrix: return "matrix";
-        case ParamClass::auxmat: return "auxmat";
-        case ParamClass::norm: return "norm";
-        case ParamClass::bias: return "bias";
-        case ParamClass::gate: return "gate";
+        case ParamClass::embed:
+            return "embed";
+        case ParamClass::head:
+            return "head";
+        case ParamClass::matrix:
+            return "matrix";
+        case ParamClass::auxmat:
+            return "auxmat";
+        case ParamClass::norm:
+            return "norm";
+        case ParamClass::bias:
+            return "bias";
+        case ParamClass::gate:
+            return "gate";
     }
     return "?";
 }
@@ -35,7 +42,9 @@ const Tensor* Registry::find_or_null(const std::string& name) const {
 // ---------------------------------------------------------------------------------------------------------------------
 // Names
 
-static bool is_llama(const ModelConfig& c) { return c.arch == Arch::llama; }
+static bool is_llama(const ModelConfig& c) {
+    return c.arch == Arch::llama;
+}
 
 static std::string layer_prefix(const ModelConfig& c, int l) {  // l from one
     return (is_llama(c) ? "model.layers." : "h.") + std::to_string(l - 1) + ".";
@@ -59,15 +68,22 @@ SublayerNames sublayer_names(const ModelConfig& c, int k) {
     n.post = c.norm_scheme == "keel" ? n.out : n.in;
     return n;
 }
-std::string embed_norm_name(const ModelConfig& c) { return is_llama(c) ? "model.embed_layernorm" : "ln_emb"; }
-std::string final_norm_name(const ModelConfig& c) { return is_llama(c) ? "model.norm" : "ln_f"; }
+std::string embed_norm_name(const ModelConfig& c) {
+    return is_llama(c) ? "model.embed_layernorm" : "ln_emb";
+}
+std::string final_norm_name(const ModelConfig& c) {
+    return is_llama(c) ? "model.norm" : "ln_f";
+}
 
 std::string parameter_name(const ModelConfig& c, const RuleParameter& p) {
     switch (p.place) {
-        case Place::model: return "residual." + p.name;
-        case Place::layer: return layer_prefix(c, p.index) + "residual." + p.name;
+        case Place::model:
+            return "residual." + p.name;
+        case Place::layer:
+            return layer_prefix(c, p.index) + "residual." + p.name;
         case Place::sublayer:
-            return layer_prefix(c, layer_of(p.index)) + (p.index % 2 == 1 ? "residual_attn." : "residual_mlp.") + p.name;
+            return layer_prefix(c, layer_of(p.index)) + (p.index % 2 == 1 ? "residual_attn." : "residual_mlp.") +
+                   p.name;
     }
     return "";
 }
@@ -181,7 +197,8 @@ struct Builder {
         qkv.parts = {{attention + "q_proj.weight", 0, C, false, 0},
                      {attention + "k_proj.weight", C, KV, false, C},
                      {attention + "v_proj.weight", C + KV, KV, false, C + KV}};
-        qkv.init_ranges = {{0, C, init.matrix(C, C, true)}, {C, KV, init.matrix(C, KV, true)}, {C + KV, KV, init.matrix(C, KV)}};
+        qkv.init_ranges = {
+            {0, C, init.matrix(C, C, true)}, {C, KV, init.matrix(C, KV, true)}, {C + KV, KV, init.matrix(C, KV)}};
         normal(attention + "o_proj.weight", ParamClass::matrix, l - 1, C, C, init.output(C, C, l));
         norms(scheme.sublayers[2 * l - 1], sublayer_names(config, 2 * l), l - 1);
         Tensor& gate_up = normal(mlp + "gate_up_proj.weight", ParamClass::matrix, l - 1, 2 * F, C, init.matrix(C, F));
@@ -208,7 +225,8 @@ struct Builder {
         t.clipped_gate = p.clipped_gate;
     }
     Registry finish() {
-        std::stable_partition(registry.tensors.begin(), registry.tensors.end(), [](const Tensor& t) { return !t.exact; });
+        std::stable_partition(registry.tensors.begin(), registry.tensors.end(),
+                              [](const Tensor& t) { return !t.exact; });
         int64_t offset = 0;
         for (Tensor& t : registry.tensors) {
             if (!t.exact) registry.exact_start = offset + round_up(t.stored_rows * t.stored_cols, 64);

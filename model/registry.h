@@ -31,17 +31,17 @@ struct InitRange {
 };
 
 struct Tensor {
-    std::string name;               // as in our checkpoints; of a fused tensor, its own
-    int64_t rows, cols;             // true shape; a vector is (n,1)
+    std::string name;    // as in our checkpoints; of a fused tensor, its own
+    int64_t rows, cols;  // true shape; a vector is (n,1)
     int64_t stored_rows, stored_cols;
-    int layer;                      // 0-based; -1: none
+    int layer;  // 0-based; -1: none
     ParamClass cls;
-    float init_mean;                // a constant, where init_ranges has no row
+    float init_mean;  // a constant, where init_ranges has no row
     std::vector<InitRange> init_ranges;
-    std::vector<float> initial;     // (rows*cols) instead, if not empty
-    std::vector<FilePart> parts;    // in file order; usually one
-    bool exact;                     // read in fp32 by its kernels, in every build: norms and what belongs to residual rules
-    int64_t offset, count;          // elements in the arena; count = stored_rows*stored_cols rounded up to 64
+    std::vector<float> initial;   // (rows*cols) instead, if not empty
+    std::vector<FilePart> parts;  // in file order; usually one
+    bool exact;             // read in fp32 by its kernels, in every build: norms and what belongs to residual rules
+    int64_t offset, count;  // elements in the arena; count = stored_rows*stored_cols rounded up to 64
 
     // What a rule asks of the optimizer for its parameters (residual/rule.h).
     double lr_scale = 1, own_lr = 0, beta1 = 0, beta2 = 0, own_decay = -1;
@@ -53,9 +53,9 @@ struct Tensor {
 
 struct Registry {
     std::vector<Tensor> tensors;  // the exact ones last
-    int64_t arena = 0;        // elements of every parameter-sized array
-    int64_t exact_start = 0;  // where the exact tensors begin
-    int64_t num_params = 0;   // true parameters
+    int64_t arena = 0;            // elements of every parameter-sized array
+    int64_t exact_start = 0;      // where the exact tensors begin
+    int64_t num_params = 0;       // true parameters
     const Tensor& find(const std::string& name) const;
     const Tensor* find_or_null(const std::string& name) const;
 };

@@ -7,9 +7,15 @@
 #include "optimizer/gradient_norm.cuh"
 #include "residual/gate_clip.cuh"
 
-const ModelConfig& model_config(const Model& model) { return model.config; }
-const Registry& model_registry(const Model& model) { return model.registry; }
-cudaStream_t model_stream(const Model& model) { return model.stream; }
+const ModelConfig& model_config(const Model& model) {
+    return model.config;
+}
+const Registry& model_registry(const Model& model) {
+    return model.registry;
+}
+cudaStream_t model_stream(const Model& model) {
+    return model.stream;
+}
 
 namespace {
 
@@ -28,7 +34,8 @@ uint64_t hash_name(const std::string& name) {  // FNV-1a
 // Elements [first, last) of true index space, pairs of normals by Box and Muller from a counter. place(i) is where true
 // element i lies in the stored tensor, deviation(row) the standard deviation there.
 template <class Place, class Deviation>
-void fill_normal(float* stored, const Tensor& t, uint64_t key, int64_t first, int64_t last, Place place, Deviation deviation) {
+void fill_normal(float* stored, const Tensor& t, uint64_t key, int64_t first, int64_t last, Place place,
+                 Deviation deviation) {
     auto put = [&](int64_t i, double z) {
         const float std = i < last ? deviation(i / t.cols) : 0.0f;
         if (std > 0) stored[place(i)] = static_cast<float>(t.init_mean + std * z);
@@ -47,7 +54,8 @@ void fill_tensor(float* stored, const Tensor& t, uint64_t seed) {
     auto place = [&](int64_t i) {
         const int64_t row = i / t.cols, column = i % t.cols;
         for (const FilePart& part : t.parts)
-            if (row >= part.row && row < part.row + part.rows) return (part.stored_row + row - part.row) * t.stored_cols + column;
+            if (row >= part.row && row < part.row + part.rows)
+                return (part.stored_row + row - part.row) * t.stored_cols + column;
         return int64_t{0};
     };
     auto deviation = [&](int64_t row) {
@@ -65,8 +73,10 @@ void fill_tensor(float* stored, const Tensor& t, uint64_t seed) {
     for (int64_t first = 0; first < t.true_count(); first += share) {
         const int64_t last = std::min(first + share, t.true_count());
         auto fill = [=, &t] { fill_normal(stored, t, key, first, last, place, deviation); };
-        if (share < 4096) fill();
-        else threads.emplace_back(fill);
+        if (share < 4096)
+            fill();
+        else
+            threads.emplace_back(fill);
     }
     for (std::thread& thread : threads) thread.join();
 }
@@ -83,7 +93,9 @@ static void copy(Model& model, void* to, const void* from, size_t bytes, cudaMem
     CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, kind, model.stream));
     CUDA_CHECK(cudaStreamSynchronize(model.stream));
 }
-static size_t arena_bytes(const Model& model) { return static_cast<size_t>(model.registry.arena) * sizeof(float); }
+static size_t arena_bytes(const Model& model) {
+    return static_cast<size_t>(model.registry.arena) * sizeof(float);
+}
 
 void model_read_master(Model& model, float* host) {
     CHECK(model.master != nullptr);
@@ -154,7 +166,8 @@ double model_update(Model& model, const UpdateSettings& settings, int64_t step) 
         a.offset = t.offset;
         a.count = t.count;
         // A tensor with a peak of its own follows the run's schedule from there.
-        const double lr = t.own_lr > 0 && settings.peak_lr > 0 ? t.own_lr * settings.lr / settings.peak_lr : settings.lr;
+        const double lr =
+            t.own_lr > 0 && settings.peak_lr > 0 ? t.own_lr * settings.lr / settings.peak_lr : settings.lr;
         a.lr = static_cast<float>(lr * t.lr_scale);
         const double run_decay = decays(t, settings.decay) ? settings.weight_decay : 0.0;
         a.weight_decay = static_cast<float>(t.own_decay >= 0 ? t.own_decay : run_decay);
@@ -166,15 +179,17 @@ double model_update(Model& model, const UpdateSettings& settings, int64_t step) 
         a.correction2 = static_cast<float>(adamw_correction(a.beta2, step));
         a.frozen = t.frozen || frozen(t, settings.freeze);
         if (a.frozen)  // what does not move does not count in the norm
-            CUDA_CHECK(cudaMemsetAsync(model.grads + t.offset, 0, static_cast<size_t>(t.count) * sizeof(float), model.stream));
+            CUDA_CHECK(
+                cudaMemsetAsync(model.grads + t.offset, 0, static_cast<size_t>(t.count) * sizeof(float), model.stream));
         model.adamw_host.push_back(a);
     }
-    CUDA_CHECK(cudaMemcpyAsync(model.adamw_tensors, model.adamw_host.data(), model.adamw_host.size() * sizeof(AdamWTensor),
-                               cudaMemcpyHostToDevice, model.stream));
+    CUDA_CHECK(cudaMemcpyAsync(model.adamw_tensors, model.adamw_host.data(),
+                               model.adamw_host.size() * sizeof(AdamWTensor), cudaMemcpyHostToDevice, model.stream));
     if (first) {
         model.chunks_host = adamw_chunks(model.adamw_host);
         CUDA_CHECK(cudaMemcpyAsync(model.adamw_chunk_list, model.chunks_host.data(),
-                                   model.chunks_host.size() * sizeof(AdamWChunk), cudaMemcpyHostToDevice, model.stream));
+                                   model.chunks_host.size() * sizeof(AdamWChunk), cudaMemcpyHostToDevice,
+                                   model.stream));
     }
     gradient_norm(model.clip, model.grads, model.registry.arena, static_cast<float>(settings.grad_clip), model.scratch,
                   model.stream);
@@ -187,8 +202,8 @@ double model_update(Model& model, const UpdateSettings& settings, int64_t step) 
         clip_gates(model.grads, gates, model.clip, static_cast<float>(model.residual.gate_clip), model.stream);
     }
     adamw_update(model.params, model.master, model.grads, model.m, model.v, model.adamw_tensors, model.adamw_chunk_list,
-                 static_cast<int>(model.chunks_host.size()), model.clip, true, settings.seed, static_cast<uint64_t>(step),
-                 model.stream);
+                 static_cast<int>(model.chunks_host.size()), model.clip, true, settings.seed,
+                 static_cast<uint64_t>(step), model.stream);
     float norm = 0;
     CUDA_CHECK(cudaMemcpyAsync(&norm, model.clip, sizeof norm, cudaMemcpyDeviceToHost, model.stream));
     CUDA_CHECK(cudaStreamSynchronize(model.stream));
@@ -203,9 +218,9 @@ double model_update(Model& model, const UpdateSettings& settings, int64_t step) 
 }
 
 double flops_per_token(const ModelConfig& c, int T) {
-    // Each weight that a token meets in a product (the head included, embeddings not) is one multiply-add forward and two
-    // backward: 6. Attention meets T/2 keys on average: q.k and p.v are 4*C per key forward, twice that backward. What a
-    // kernel computes again to save memory is not counted: this is the model's work.
+    // Each weight that a token meets in a product (the head included, embeddings not) is one multiply-add forward and
+    // two backward: 6. Attention meets T/2 keys on average: q.k and p.v are 4*C per key forward, twice that backward.
+    // What a kernel computes again to save memory is not counted: this is the model's work.
     const double C = c.channels, kv = static_cast<double>(c.kv_heads) * c.head_size();
     const double mlp = (c.activation == Activation::swiglu ? 3.0 : 2.0) * C * c.ffn;
     double weights = c.layers * (C * (C + 2 * kv) + C * C + mlp) + C * c.vocab;

@@ -1,5 +1,5 @@
-// Attention Residuals, full (Kimi Team 2026, arXiv 2603.15031): no stream; every sublayer attends over the outputs of all
-// earlier ones, token by token, with a learned query:
+// Attention Residuals, full (Kimi Team 2026, arXiv 2603.15031): no stream; every sublayer attends over the outputs of
+// all earlier ones, token by token, with a learned query:
 //
 //     v_0 = x_0,  v_k = u_k;      z_k = DA(w_k, gam_k; v_0..v_{k-1}),    x = DA(w_f, gam_f; v_0..v_2L) before the head
 //     DA: r_i = 1/sqrt(mean(v_i^2) + 1e-6),  s_i = <w*gam, v_i*r_i>,  p = softmax(s),  h = SUM_i p_i*v_i
@@ -9,13 +9,14 @@
 //     ar_gain   [C], 1      one per sublayer, and final_ar_gain; no decay
 //
 // Queries go in groups of DEPTH_GROUP seams: together over all that is older than the group, then each over the few
-// younger sources. Sources gather their gradients in the same groups. Kernels and order: depth_attention.cuh, depth_rule.h.
+// younger sources. Sources gather their gradients in the same groups. Kernels and order: depth_attention.cuh,
+// depth_rule.h.
 #include "residual/depth_rule.h"
 
 namespace {
 
 class AttnRes : public DepthRule {
-public:
+  public:
     AttnRes(const RuleShape& shape, RuleOptions&) : DepthRule(shape) {
         for (int k = 1; k <= shape.last(); k++) {
             add({"ar_query", Place::sublayer, k, {shape.C}, {0.0f}});
@@ -43,7 +44,7 @@ public:
         }
     }
 
-protected:
+  protected:
     void ready_weights() override {
         for (int j = 0; j <= shape_.last(); j++)  // the query asked at seam j is sublayer j+1's, or the final one
             weights_.push_back({value(2 * j), value(2 * j + 1), grad(2 * j), grad(2 * j + 1)});

@@ -1,21 +1,22 @@
-// full_attnres of MLS-Bench's llm-pretrain-residual: attention over the streams at block boundaries. block_size layers make a
-// block, with ordinary residual connections inside; before each block but the first, and before the head, the stream is mixed
-// anew from all streams so far:
+// full_attnres of MLS-Bench's llm-pretrain-residual: attention over the streams at block boundaries. block_size layers
+// make a block, with ordinary residual connections inside; before each block but the first, and before the head, the
+// stream is mixed anew from all streams so far:
 //
-//     s_0 = x_0;   block 1 starts from x_0;   block b >= 2 from h = SUM_i p_i*s_i,  p = softmax_i <q_{b-1}, RMS0(s_i)>,  i < b
-//     s_b = the stream at the end of block b;     x = the same over s_0..s_nblk with q_out
+//     s_0 = x_0,   s_b = the stream at the end of block b;   block 1 starts from x_0,
+//     block b >= 2 from h = SUM_{i<b} p_i*s_i,  p = softmax_i <q_{b-1}, RMS0(s_i)>;   x = the same over all s, with q_out
 //
 //     attnres_queries    [nblk-1, C], 0    one per model, no decay
 //     attnres_query_out  [C], 0            one per model, no decay
 //
-// RMS0 without gain, eps 2^-23. Options: block_size (4) in layers, or blocks, from which block_size = ceil(L/blocks); the last
-// block may be shorter. Gradient: attnres.cu with gam = 1; sources are streams, and their gradients flow on down the block.
+// RMS0 without gain, eps 2^-23. Options: block_size (4) in layers, or blocks, from which block_size = ceil(L/blocks);
+// the last block may be shorter. Gradient: attnres.cu with gam = 1; sources are streams, and their gradients flow on
+// down the block.
 #include "residual/depth_rule.h"
 
 namespace {
 
 class AttnResMls : public DepthRule {
-public:
+  public:
     AttnResMls(const RuleShape& shape, RuleOptions& options) : DepthRule(shape) {
         if (options.given("blocks") && options.given("block_size"))
             throw user_error("--residual-opt blocks and block_size: one follows from the other, give one of them");
@@ -43,7 +44,7 @@ public:
         }
     }
 
-protected:
+  protected:
     void ready_weights() override {
         weights_.push_back({});
         for (int b = 1; b < blocks_; b++) {
@@ -59,5 +60,5 @@ protected:
 
 }  // namespace
 
-extern const RuleEntry attnres_mls_rule = {"attnres_mls", "attention over the streams at block boundaries (MLS-Bench)", PRE_SCHEMES,
-                                           make_rule<AttnResMls>};
+extern const RuleEntry attnres_mls_rule = {"attnres_mls", "attention over the streams at block boundaries (MLS-Bench)",
+                                           PRE_SCHEMES, make_rule<AttnResMls>};

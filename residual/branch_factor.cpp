@@ -9,7 +9,8 @@ void BranchFactorRule::ready(cudaStream_t stream) {
     StreamRule::ready(stream);
     std::vector<const float*> table(static_cast<size_t>(shape_.last()) + 1, nullptr);
     for (int s = 1; s <= shape_.last(); s++) table[static_cast<size_t>(s)] = value(factor(s));
-    CUDA_CHECK(cudaMemcpyAsync(factors_, table.data(), table.size() * sizeof(table[0]), cudaMemcpyHostToDevice, stream));
+    CUDA_CHECK(
+        cudaMemcpyAsync(factors_, table.data(), table.size() * sizeof(table[0]), cudaMemcpyHostToDevice, stream));
     CUDA_CHECK(cudaStreamSynchronize(stream));
 }
 

@@ -26,7 +26,8 @@ __global__ void __launch_bounds__(THREADS)
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-__global__ void __launch_bounds__(THREADS) branch_total_kernel(float* total, const float* weight, const float* partial, int blocks) {
+__global__ void __launch_bounds__(THREADS)
+    branch_total_kernel(float* total, const float* weight, const float* partial, int blocks) {
     float sum = 0.0f;
     for (int i = threadIdx.x; i < blocks; i += THREADS) sum += partial[i];
     sum = block_sum(sum, shared_as<Shared>().scratch);
@@ -39,7 +40,9 @@ void branch_factors(float* beta, const float* alpha, const float* const* factor,
     launch(branch_factors_kernel, ceil_div(count, THREADS), THREADS, 0, stream, beta, alpha, factor, count);
 }
 
-size_t branch_dot_scratch_bytes() { return MAX_BLOCKS * sizeof(float); }
+size_t branch_dot_scratch_bytes() {
+    return MAX_BLOCKS * sizeof(float);
+}
 
 template <class T>
 void branch_dot(float* total, const float* weight, const T* value, float* grad, const float* scale, int64_t count,
@@ -51,7 +54,9 @@ void branch_dot(float* total, const float* weight, const T* value, float* grad, 
     launch(branch_total_kernel, 1, THREADS, sizeof(Shared), stream, total, weight, scratch, blocks);
 }
 
-template void branch_dot<float>(float*, const float*, const float*, float*, const float*, int64_t, float*, cudaStream_t);
+template void branch_dot<float>(float*, const float*, const float*, float*, const float*, int64_t, float*,
+                                cudaStream_t);
 #ifdef PRECISION_BF16
-template void branch_dot<floatX>(float*, const float*, const floatX*, float*, const float*, int64_t, float*, cudaStream_t);
+template void branch_dot<floatX>(float*, const float*, const floatX*, float*, const float*, int64_t, float*,
+                                 cudaStream_t);
 #endif

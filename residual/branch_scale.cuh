@@ -1,7 +1,7 @@
 // Scalar factors of a branch: x_new = a*x + beta*v with beta = alpha*s, alpha a schedule's value and s a parameter.
 //
-// The gradient ds = alpha*<<dp,v>> needs neither v nor another pass over the activations. v is the result of the branch's
-// last linear map (v = h W^T + b, or v = gain*xh + bias with N_out), so with gradients that leave beta out,
+// The gradient ds = alpha*<<dp,v>> needs neither v nor another pass over the activations. v is the result of the
+// branch's last linear map (v = h W^T + b, or v = gain*xh + bias with N_out), so with gradients that leave beta out,
 //
 //     ds = alpha * ( <dW_raw, W> + <db_raw, b> ),       dW = beta*dW_raw,   db = beta*db_raw
 //

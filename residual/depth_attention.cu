@@ -8,13 +8,12 @@
 namespace {
 
 constexpr int STEP = 2;  // rows that share a reduction
-constexpr int GROUP_PACKS = WIDE_ROWS ? WIDE_PACKS : 1;
-// Rows of registers are many in these kernels: wide ones leave room for fewer threads.
-constexpr int GROUP_THREADS = WIDE_ROWS ? 256 : MAX_ROW_THREADS;
+constexpr int WIDE_THREADS =
+    256;  // rows of registers are many in the group kernels: wide ones leave room for fewer threads
 static_assert(STEP * DEPTH_GROUP <= MAX_ROW_SUMS && 2 + DEPTH_NEAR <= MAX_ROW_SUMS);
 
-// A row as it lies in memory: in bf16 half the registers of a Row, two channels in a word (single bf16 values would take
-// a register each).
+// A row as it lies in memory: in bf16 half the registers of a Row, two channels in a word (single bf16 values would
+// take a register each).
 template <int PACKS>
 struct RawRow {
     static constexpr int size = Row<PACKS>::size, per_word = 4 / sizeof(floatX);
@@ -42,7 +41,8 @@ __device__ __forceinline__ RawRow<PACKS> load_raw(const RowLane<PACKS>& lane, co
 
 // A row that is needed again behind a reduction: kept if that takes few registers, else loaded again, from a cache.
 template <int PACKS>
-__device__ __forceinline__ RawRow<PACKS> again(const RowLane<PACKS>& lane, const RawRow<PACKS>& row, const floatX* rows) {
+__device__ __forceinline__ RawRow<PACKS> again(const RowLane<PACKS>& lane, const RawRow<PACKS>& row,
+                                               const floatX* rows) {
     return PACKS == 1 ? row : load_raw(lane, rows);
 }
 
@@ -139,7 +139,8 @@ struct DepthCombine : DepthSeam {
 #pragma unroll
         for (int j = 0; j < DEPTH_NEAR; j++)
             if (j < args.near)
-                add_scaled(newest, weight[2 + j] * inverse * scale_of(args.near_source[j]), again(lane, near[j], near_rows(j)));
+                add_scaled(newest, weight[2 + j] * inverse * scale_of(args.near_source[j]),
+                           again(lane, near[j], near_rows(j)));
         return newest;
     }
 };
@@ -148,8 +149,8 @@ struct DepthGather : DepthSeam {
     using Args = DepthBackward;
 
     template <class Lane, class Saved, class Sums, class Row = typename Lane::Row>
-    static __device__ __forceinline__ void backward(const Lane& lane, const Args& args, const Row& dp, const Saved& saved,
-                                                    Row& dx, Row& dv, Sums& sums) {
+    static __device__ __forceinline__ void backward(const Lane& lane, const Args& args, const Row& dp,
+                                                    const Saved& saved, Row& dx, Row& dv, Sums& sums) {
         const bool asks = args.query.q != nullptr;
         Row dh = dp;
         if (asks) lane.store(args.query.dh, dh);  // the farther sources see it rounded; so does the newest
@@ -218,7 +219,8 @@ __global__ void __launch_bounds__(THREADS) older_kernel(OlderArgs args, SeamShap
 #pragma unroll
     for (int j = 0; j < DEPTH_GROUP; j++)
         q[j] = lane.load_channels(j < args.count ? args.queries[j].q : nullptr, j < args.count);
-    for (int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y; first < lane.N; first += gridDim.x * blockDim.y) {
+    for (int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y; first < lane.N;
+         first += gridDim.x * blockDim.y) {
         lane.row = first + threadIdx.y;
         Row<PACKS> O[DEPTH_GROUP] = {};
         float maximum[DEPTH_GROUP], total[DEPTH_GROUP] = {};
@@ -227,7 +229,8 @@ __global__ void __launch_bounds__(THREADS) older_kernel(OlderArgs args, SeamShap
         RawRow<PACKS> next[STEP], v[STEP];
         auto fetch = [&](int i) {
 #pragma unroll
-            for (int b = 0; b < STEP; b++) next[b] = load_raw(lane, i + b < args.m ? args.sources[i + b].rows : nullptr);
+            for (int b = 0; b < STEP; b++)
+                next[b] = load_raw(lane, i + b < args.m ? args.sources[i + b].rows : nullptr);
         };
         fetch(0);
         for (int i = 0; i < args.m; i += STEP) {
@@ -283,7 +286,8 @@ template <int PACKS, int THREADS>
 __global__ void __launch_bounds__(THREADS)
     later_kernel(DepthLater args, const DepthQuery* queries, int count, SeamShape shape) {
     RowLane<PACKS> lane(shape, shared_as<RowShared>());
-    for (int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y; first < lane.N; first += gridDim.x * blockDim.y) {
+    for (int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y; first < lane.N;
+         first += gridDim.x * blockDim.y) {
         lane.row = first + threadIdx.y;
         RawRow<PACKS> v[DEPTH_GROUP], next[STEP], dh[STEP];
         auto source_rows = [&](int j) { return j < args.sources ? args.source[j].rows : nullptr; };
@@ -308,7 +312,8 @@ __global__ void __launch_bounds__(THREADS)
 #pragma unroll
                 for (int i = 0; i < wide.size; i++) wide[i] = dh[b][i];
 #pragma unroll
-                for (int j = 0; j < DEPTH_GROUP; j++) dots[b * DEPTH_GROUP + j] = dot(again(lane, v[j], source_rows(j)), wide);
+                for (int j = 0; j < DEPTH_GROUP; j++)
+                    dots[b * DEPTH_GROUP + j] = dot(again(lane, v[j], source_rows(j)), wide);
             }
             fetch(k + STEP);
             lane.sum(dots);
@@ -336,19 +341,21 @@ __global__ void __launch_bounds__(THREADS)
         for (int j = 0; j < DEPTH_GROUP; j++) {
             if (j >= args.sources) break;
             float r = entry(lane, args.source[j].r);
-            add_scaled(dv[j], -scale_of(args.source[j]) * r * r * pull[j] * lane.inv_C, again(lane, v[j], source_rows(j)));
+            add_scaled(dv[j], -scale_of(args.source[j]) * r * r * pull[j] * lane.inv_C,
+                       again(lane, v[j], source_rows(j)));
             lane.store(args.dv[j], dv[j]);
         }
     }
 }
 
 template <class... Params, class... Args>
-void launch_group(void (*kernel)(Params...), int64_t N, int C, cudaStream_t stream, Args&&... args) {
+void launch_group(void (*narrow)(Params...), void (*wide)(Params...), int64_t N, int C, cudaStream_t stream,
+                  Args&&... args) {
     RowGrid grid = row_grid(C, false);
-    CHECK(grid.block.x <= GROUP_THREADS);
+    CHECK(!grid.wide || grid.block.x <= WIDE_THREADS);
     if (N == 0) return;
     SeamShape shape{N, C, NormKind::rms, 0.0f};
-    launch(kernel, row_blocks(grid, N), grid.block, sizeof(RowShared), stream, args..., shape);
+    launch(grid.wide ? wide : narrow, row_blocks(grid, N), grid.block, sizeof(RowShared), stream, args..., shape);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -388,15 +395,15 @@ void depth_queries_backward(const float* dq, const DepthWeights* weights, int K,
 void depth_attention_older(floatX* partial, float* partial_lse, const DepthQuery* queries, int count,
                            const DepthSource* sources, int m, int64_t N, int C, cudaStream_t stream) {
     CHECK(count >= 1 && count <= DEPTH_GROUP && m >= 1);
-    launch_group(older_kernel<GROUP_PACKS, GROUP_THREADS>, N, C, stream,
-                 OlderArgs{partial, partial_lse, queries, sources, count, m});
+    launch_group(older_kernel<1, MAX_ROW_THREADS>, older_kernel < WIDE_ROWS ? WIDE_PACKS : 1, WIDE_THREADS >, N, C,
+                 stream, OlderArgs{partial, partial_lse, queries, sources, count, m});
 }
 
 void depth_attention_later(const DepthLater& later, const DepthQuery* queries, int count, int64_t N, int C,
                            cudaStream_t stream) {
     CHECK(later.sources >= 1 && later.sources <= DEPTH_GROUP && count >= 1);
-    launch_group(later_kernel<GROUP_PACKS, GROUP_THREADS>, N, C, stream, later, queries,
-                 count);
+    launch_group(later_kernel<1, MAX_ROW_THREADS>, later_kernel < WIDE_ROWS ? WIDE_PACKS : 1, WIDE_THREADS >, N, C,
+                 stream, later, queries, count);
 }
 
 void depth_attention_forward(const SeamForward& seam, const SeamShape& shape, const DepthForward& args,
@@ -405,8 +412,8 @@ void depth_attention_forward(const SeamForward& seam, const SeamShape& shape, co
     seam_forward<DepthCombine>(seam, shape, args, stream);
 }
 
-void depth_attention_backward(const SeamBackward& seam, const SeamShape& shape, const DepthBackward& args, float* scratch,
-                              cudaStream_t stream) {
+void depth_attention_backward(const SeamBackward& seam, const SeamShape& shape, const DepthBackward& args,
+                              float* scratch, cudaStream_t stream) {
     CHECK(args.near >= 0 && args.near <= DEPTH_NEAR && !seam.first);
     RuleGradients gradients;
     gradients.channels[0] = args.dq;

@@ -15,7 +15,8 @@ void DepthRule::plan(Planner& planner) {
     planner.want("depth inputs", N * C, x_[0]);
     want_seams(planner, "depth inputs", N * C, x_, training, 1, [](int s) { return s > 0; });
     // Sources live through the whole pass, in inference too.
-    want_seams(planner, "sources", N * C, stored_, true, 1, [&](int s) { return s > 0 && makes_source(s) && !source_is_u(s); });
+    want_seams(planner, "sources", N * C, stored_, true, 1,
+               [&](int s) { return s > 0 && makes_source(s) && !source_is_u(s); });
     if (shape_.post(0)) planner.want("sources", N * C, entry_);
     want_seams(planner, "depth attention", N, r_, true, 1, [&](int s) { return makes_source(s); });
     int64_t scores = 0;
@@ -28,7 +29,8 @@ void DepthRule::plan(Planner& planner) {
         planner.request("depth attention", static_cast<size_t>(scores) * sizeof(float), [this](void* p) {
             for (float*& pointer : scores_) pointer = static_cast<float*>(p);
         });
-    want_seams(planner, "depth attention", N, lse_, training, DEPTH_GROUP, [&](int s) { return sites_[static_cast<size_t>(s)].query > 0; });
+    want_seams(planner, "depth attention", N, lse_, training, DEPTH_GROUP,
+               [&](int s) { return sites_[static_cast<size_t>(s)].query > 0; });
     planner.want("depth attention", DEPTH_GROUP * N * C, partial_);
     planner.want("depth attention", DEPTH_GROUP * N, partial_lse_);
     planner.want("depth attention", (queries() + 1) * C, q_);
@@ -36,7 +38,8 @@ void DepthRule::plan(Planner& planner) {
     planner.want("depth attention", queries() + 1, query_table_);
     planner.want("depth attention", queries() + 1, weight_table_);
     if (!training) return;
-    want_seams(planner, "depth attention", N, del_, true, 1, [&](int s) { return sites_[static_cast<size_t>(s)].query > 0; });
+    want_seams(planner, "depth attention", N, del_, true, 1,
+               [&](int s) { return sites_[static_cast<size_t>(s)].query > 0; });
     planner.want("backward", coef_columns() * C, dq_);
     planner.want("backward", DEPTH_GROUP * N * coef_columns(), coef_);
     planner.want("backward", DEPTH_GROUP * N * C, gathered_);
@@ -113,8 +116,8 @@ void DepthRule::forward(const Pass& pass, int s) {
         return vanilla_forward(seam, seam_shape(pass, s), pass.stream);
     }
     if (site.piece_size > 0 && site.older > 0)
-        depth_attention_older(partial_, partial_lse_, query_table_ + site.query, site.piece_size, source_table_, site.older,
-                              pass.N, shape_.C, pass.stream);
+        depth_attention_older(partial_, partial_lse_, query_table_ + site.query, site.piece_size, source_table_,
+                              site.older, pass.N, shape_.C, pass.stream);
     if (site.sums) seam.x = stream_ ? x_[i - 1] : sites_[i - 1].complete ? nullptr : stored_[i - 1];
     DepthForward args;
     args.r = r_[i];
@@ -135,7 +138,8 @@ void DepthRule::forward(const Pass& pass, int s) {
 void DepthRule::begin_backward(const Pass& pass) {
     const size_t columns = static_cast<size_t>(coef_columns());
     CUDA_CHECK(cudaMemsetAsync(dq_, 0, columns * static_cast<size_t>(shape_.C) * sizeof(float), pass.stream));
-    CUDA_CHECK(cudaMemsetAsync(coef_, 0, DEPTH_GROUP * static_cast<size_t>(pass.N) * columns * sizeof(floatX), pass.stream));
+    CUDA_CHECK(
+        cudaMemsetAsync(coef_, 0, DEPTH_GROUP * static_cast<size_t>(pass.N) * columns * sizeof(floatX), pass.stream));
 }
 
 void DepthRule::backward(const Pass& pass, int s) {
@@ -188,7 +192,8 @@ void DepthRule::backward(const Pass& pass, int s) {
     args.coef_columns = coef_columns();
     depth_attention_backward(seam, seam_shape(pass, s), args, pass.scratch, pass.stream);
     if (site.complete)
-        matmul_backward_weight(pass.mm, dq_, args.coef, args.source.rows, static_cast<int>(N), shape_.C, coef_columns(), pass.stream);
+        matmul_backward_weight(pass.mm, dq_, args.coef, args.source.rows, static_cast<int>(N), shape_.C, coef_columns(),
+                               pass.stream);
     if (s == 0 && shape_.post(0)) {
         SeamBackward entry = {};
         entry.dx_new = entry.dx = dx_;

@@ -1,13 +1,13 @@
 // DenseFormer's depth-weighted average (Pagliardini et al. 2024, arXiv 2402.02622): behind layer i,
 //
-//     X_i = layer_i(Y_{i-1});   Y_i = SUM_{j<=i} alpha_ij * X_j;   the next layer and the head read Y       X_0 = Y_0 = x_0
-//     dalpha_ij = <<dY_i,X_j>>;   dX_j = SUM_{i>=j} alpha_ij * dY_i                (gathered when layer j's turn comes)
+//     X_0 = Y_0 = x_0;   X_i = layer_i(Y_{i-1});   Y_i = SUM_{j<=i} alpha_ij * X_j;   the next layer and the head read Y
+//     dalpha_ij = <<dY_i,X_j>>;   dX_j = SUM_{i>=j} alpha_ij * dY_i, gathered when layer j's turn comes
 //
 //     dwa_alpha  [i+1], one-hot on the last     one per layer i, no decay (option decay_alpha=1: the run's)
 //
-// Options dilation D: only j with D | i-j take part; period p: only when p | i, otherwise Y_i = X_i. The gradient of Y_i goes
-// where Y_i was, which nobody reads any more. At seam 2j one kernel reads X_j once and every dY_i once, for dX_j and for
-// all dalpha_ij of that j: their dot products per token are stored (N,I) and added up by a small kernel.
+// Options dilation D: only j with D | i-j take part; period p: only when p | i, otherwise Y_i = X_i. The gradient of
+// Y_i goes where Y_i was, which nobody reads any more. At seam 2j one kernel reads X_j once and every dY_i once, for
+// dX_j and for all dalpha_ij of that j: their dot products per token are stored (N,I) and added up by a small kernel.
 #include "residual/row_kernel.cuh"
 #include "residual/stream_rule.h"
 #include "residual/x0.h"
@@ -29,8 +29,8 @@ struct Dwa : RowFunction {
         const float* own_alpha;  // alpha_ll; null: Y = X
         const Term* terms;       // (count) device table
         int count;
-        floatX* dy;              // (N,C) where dY_l is kept; null: nobody asks for it
-        float* dots;             // (N,count+1): <dY_i,X_l> per token, the layer's own last
+        floatX* dy;   // (N,C) where dY_l is kept; null: nobody asks for it
+        float* dots;  // (N,count+1): <dY_i,X_l> per token, the layer's own last
     };
     static constexpr bool allows_post = false;
 
@@ -53,8 +53,8 @@ struct Dwa : RowFunction {
     }
 
     template <class Lane, class Saved, class Sums, class Row = typename Lane::Row>
-    static __device__ __forceinline__ void backward(const Lane& lane, const Args& args, const Row& dp, const Saved&, Row& dx,
-                                                    Row& dv, Sums&) {
+    static __device__ __forceinline__ void backward(const Lane& lane, const Args& args, const Row& dp, const Saved&,
+                                                    Row& dx, Row& dv, Sums&) {
         Row X = lane.load(args.own), dX, dy = dp;
         float own = args.own_alpha != nullptr ? *args.own_alpha : 1.0f;
         bool writes = threadIdx.x == 0 && lane.row < lane.N;
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(256) dwa_sum_kernel(const Term* terms, const f
 }
 
 class DwaRule : public StreamRule {
-public:
+  public:
     DwaRule(const RuleShape& shape, RuleOptions& options) : StreamRule(shape) {
         const bool decay = options.flag("decay_alpha", false);
         dilation_ = options.integer("dilation", 1, 1, 1 << 20);
@@ -112,7 +112,8 @@ public:
         alpha_index_.assign(static_cast<size_t>(shape.L) + 1, -1);
         for (int i = 1; i <= shape.L; i++) {
             if (!mixes(i)) continue;
-            RuleParameter alpha{"dwa_alpha", Place::layer, i, {i + 1}, std::vector<float>(static_cast<size_t>(i) + 1, 0.0f)};
+            RuleParameter alpha{
+                "dwa_alpha", Place::layer, i, {i + 1}, std::vector<float>(static_cast<size_t>(i) + 1, 0.0f)};
             alpha.initial.back() = 1.0f;
             alpha.decays = decay;
             alpha_index_[static_cast<size_t>(i)] = add(alpha);
@@ -122,7 +123,8 @@ public:
         StreamRule::plan(planner);
         const int64_t L = shape_.L;
         X_.assign(static_cast<size_t>(L) + 1, nullptr);
-        want_seams(planner, "sources", shape_.N * shape_.C, X_, true, 1, [](int l) { return l > 0; });  // inference reads them too
+        want_seams(planner, "sources", shape_.N * shape_.C, X_, true, 1,
+                   [](int l) { return l > 0; });  // inference reads them too
         planner.want("sources", 2 * (L + 1) * (L + 1), terms_);
         if (shape_.training) planner.want("backward", shape_.N * (L + 1), dots_);
     }
@@ -135,7 +137,8 @@ public:
                 if (takes_part(l, j)) *forward++ = {X_[static_cast<size_t>(j)], alpha(l, j), nullptr};
             Term* backward = table.data() + row(l, true);
             for (int i = l + 1; i <= shape_.L; i++)
-                if (mixes(i) && takes_part(i, l)) *backward++ = {x_[static_cast<size_t>(2 * i)], alpha(i, l), dalpha(i, l)};
+                if (mixes(i) && takes_part(i, l))
+                    *backward++ = {x_[static_cast<size_t>(2 * i)], alpha(i, l), dalpha(i, l)};
             if (l > 0 && mixes(l)) backward->dalpha = dalpha(l, l);  // its own, behind the others
         }
         CUDA_CHECK(cudaMemcpyAsync(terms_, table.data(), table.size() * sizeof(Term), cudaMemcpyHostToDevice, stream));
@@ -151,10 +154,12 @@ public:
         entry_stage_.backward(shape_, post_norms[0], entry_, dx_, nullptr, nullptr, pass);
     }
 
-protected:
+  protected:
     bool mixes(int i) const { return i % period_ == 0; }
     bool takes_part(int i, int j) const { return (i - j) % dilation_ == 0; }
-    int64_t row(int l, bool backward) const { return ((backward ? shape_.L + 1 : 0) + l) * static_cast<int64_t>(shape_.L + 1); }
+    int64_t row(int l, bool backward) const {
+        return ((backward ? shape_.L + 1 : 0) + l) * static_cast<int64_t>(shape_.L + 1);
+    }
     const float* alpha(int i, int j) const { return value(alpha_index_[static_cast<size_t>(i)]) + j; }
     float* dalpha(int i, int j) const {
         float* all = grad(alpha_index_[static_cast<size_t>(i)]);
@@ -172,8 +177,12 @@ protected:
     Dwa::Args args(int s, bool backward) const {
         const int l = s / 2;
         const bool mixed = l > 0 && mixes(l);
-        return {X_[static_cast<size_t>(l)], mixed ? alpha(l, l) : nullptr, terms_ + row(l, backward), count(l, backward),
-                mixed ? x_[static_cast<size_t>(s)] : nullptr, dots_};
+        return {X_[static_cast<size_t>(l)],
+                mixed ? alpha(l, l) : nullptr,
+                terms_ + row(l, backward),
+                count(l, backward),
+                mixed ? x_[static_cast<size_t>(s)] : nullptr,
+                dots_};
     }
     void seam_forward(const SeamForward& seam, const SeamShape& shape, const Pass& pass, int s) override {
         if (s % 2 == 1) return StreamRule::seam_forward(seam, shape, pass, s);
@@ -195,5 +204,5 @@ protected:
 
 }  // namespace
 
-extern const RuleEntry dwa_rule = {"dwa", "DenseFormer: each layer's output averaged with all earlier ones", PRE_SCHEMES,
-                                   make_rule<DwaRule>};
+extern const RuleEntry dwa_rule = {"dwa", "DenseFormer: each layer's output averaged with all earlier ones",
+                                   PRE_SCHEMES, make_rule<DwaRule>};

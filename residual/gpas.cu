@@ -6,14 +6,16 @@
 //     on the skip (post, deepnorm, post layers of mix)   p = a*(x - g*sg(x)) + v;   x_new = N(p)
 //         dx = a*dp,  dv = dp                      dalpha += -Act'(alpha) * a * <<dp, x>>
 //
-//     gpas_gate  scalar, 0        one per layer, at both of its sublayers; no decay; optional joint gradient clip gate_clip
+//     gpas_gate  scalar, 0        one per layer, at both of its sublayers; no decay; option gate_clip: a joint clip
 //
-// x' is not kept: <<dx_new, x'>> = <<dx_new, x_new>>/(1-g). In floating point 1-g keeps all its digits unless it is exactly
-// zero, so the factor is held one unit of rounding away from zero, which moves the forward pass less than rounding does.
+// x' is not kept: <<dx_new, x'>> = <<dx_new, x_new>>/(1-g). In floating point 1-g keeps all its digits unless it is
+// exactly zero, so the factor is held one unit of rounding away from zero, which moves the forward pass less than
+// rounding does.
 //
 // Ablations of the paper, for schemes without N_post: sg=0 (plain scaling), and place = before_sublayer (the stream in
-// front of each sublayer, with that sublayer's gate), after_norm (z - g*sg(z)), branch_output (v - g*sg(v)). The last two
-// have <<dz,z>> and <<dv,v>> from the gradients of the map in front of the gate (branch_scale.cuh), without a kernel of their own.
+// front of each sublayer, with that sublayer's gate), after_norm (z - g*sg(z)), branch_output (v - g*sg(v)). The last
+// two have <<dz,z>> and <<dv,v>> from the gradients of the map in front of the gate (branch_scale.cuh), without a
+// kernel of their own.
 #include "residual/branch_factor.h"
 #include "residual/row_kernel.cuh"
 
@@ -70,8 +72,8 @@ struct Gpas : RowFunction {
     }
 
     template <class Lane, class Saved, class Sums, class Row = typename Lane::Row>
-    static __device__ __forceinline__ void backward(const Lane& lane, const Args& args, const Row& dp, const Saved& saved,
-                                                    Row& dx, Row& dv, Sums& sums) {
+    static __device__ __forceinline__ void backward(const Lane& lane, const Args& args, const Row& dp,
+                                                    const Saved& saved, Row& dx, Row& dv, Sums& sums) {
         Gate gate = {1.0f, 0.0f};
         if (args.alpha != nullptr) gate = open_gate(*args.alpha, args.act);
         float pass = args.stop_gradient ? 1.0f : gate.keep;
@@ -94,10 +96,12 @@ struct Gpas : RowFunction {
     }
 };
 
-// keep[i] = alpha[i] * (1 - g(gate i)); dalpha[i] -= slope * dot[i] / (keeps, or 1): for the ablations that use GEMM factors.
+// keep[i] = alpha[i] * (1 - g(gate i)); dalpha[i] -= slope * dot[i] / (keeps, or 1): for the ablations that use GEMM
+// factors.
 __global__ void gate_factors_kernel(float* keep, const float* alpha, const float* const* gates, Act act, int count) {
     int i = threadIdx.x;
-    if (i < count) keep[i] = (alpha != nullptr ? alpha[i] : 1.0f) * (gates[i] != nullptr ? open_gate(*gates[i], act).keep : 1.0f);
+    if (i < count)
+        keep[i] = (alpha != nullptr ? alpha[i] : 1.0f) * (gates[i] != nullptr ? open_gate(*gates[i], act).keep : 1.0f);
 }
 __global__ void gate_gradient_kernel(float* dgate, const float* dot, const float* gate, Act act, bool dot_is_scaled) {
     Gate open = open_gate(*gate, act);
@@ -105,7 +109,7 @@ __global__ void gate_gradient_kernel(float* dgate, const float* dot, const float
 }
 
 class GpasRule : public StreamRule {
-public:
+  public:
     GpasRule(const RuleShape& shape, RuleOptions& options) : StreamRule(shape) {
         auto index = [](const std::vector<std::string>& names, const std::string& name) {
             return static_cast<int>(std::find(names.begin(), names.end(), name) - names.begin());
@@ -114,8 +118,9 @@ public:
         bool any_post = false;
         for (const SublayerNorms& norms : shape.scheme.sublayers) any_post |= norms.post;
         stop_gradient_ = options.flag("sg", true);
-        where_ = any_post ? Where::after_sublayer
-                          : static_cast<Where>(index(where_names, options.choice("place", where_names, "after_sublayer")));
+        where_ = any_post
+                     ? Where::after_sublayer
+                     : static_cast<Where>(index(where_names, options.choice("place", where_names, "after_sublayer")));
         if (where_ == Where::after_norm && shape.scheme.name == "outnorm")
             throw user_error("--residual-opt place=after_norm: scheme outnorm has no norm in front of its sublayers");
         const bool frozen = options.choice("freeze", {"gate", "none"}, "none") == "gate";
@@ -140,7 +145,8 @@ public:
             const int k = where_ == Where::after_norm ? s + 1 : s;
             if (k >= 1 && k <= shape_.last()) table[static_cast<size_t>(s)] = gate(k);
         }
-        CUDA_CHECK(cudaMemcpyAsync(gates_, table.data(), table.size() * sizeof(table[0]), cudaMemcpyHostToDevice, stream));
+        CUDA_CHECK(
+            cudaMemcpyAsync(gates_, table.data(), table.size() * sizeof(table[0]), cudaMemcpyHostToDevice, stream));
         CUDA_CHECK(cudaStreamSynchronize(stream));
         if (where_ == Where::after_norm)
             for (int s = 0; s < shape_.last(); s++) {
@@ -181,8 +187,10 @@ public:
             if (k < 1 || k > shape_.last()) continue;
             const size_t i = static_cast<size_t>(s);
             CUDA_CHECK(cudaMemsetAsync(dot_, 0, sizeof(float), pass.stream));
-            last_map_dot(dot_, nullptr, nullptr, last_maps[i], where_ == Where::after_norm ? in_norms[i] : out_norms[i], shape_.C, pass);
-            launch(gate_gradient_kernel, 1, 1, 0, pass.stream, grad(layer_of(k) - 1), dot_, gate(k), act_, !stop_gradient_);
+            last_map_dot(dot_, nullptr, nullptr, last_maps[i], where_ == Where::after_norm ? in_norms[i] : out_norms[i],
+                         shape_.C, pass);
+            launch(gate_gradient_kernel, 1, 1, 0, pass.stream, grad(layer_of(k) - 1), dot_, gate(k), act_,
+                   !stop_gradient_);
         }
     }
     floatX* embedding() override { return where_ == Where::before_sublayer ? entry_ : StreamRule::embedding(); }
@@ -192,7 +200,7 @@ public:
     }
     size_t scratch_bytes() const override { return std::max(StreamRule::scratch_bytes(), branch_dot_scratch_bytes()); }
 
-protected:
+  protected:
     bool has_entry() const override { return where_ == Where::before_sublayer || StreamRule::has_entry(); }
     const float* gate(int k) const { return value(layer_of(k) - 1); }
     bool separate_du(int s) const override {
@@ -205,7 +213,11 @@ protected:
     }
     Gpas::Args args(int s) const {
         const bool on_skip = s > 0 && shape_.norms(s).post;
-        return {has_gate(s) ? gate(gated(s)) : nullptr, act_, stop_gradient_, on_skip, s > 0 ? shape_.norms(s).skip : 1.0f,
+        return {has_gate(s) ? gate(gated(s)) : nullptr,
+                act_,
+                stop_gradient_,
+                on_skip,
+                s > 0 ? shape_.norms(s).skip : 1.0f,
                 s > 0 ? x_[static_cast<size_t>(s) - 1] : nullptr};
     }
     // x_0 through the first gate: the frame with a stream of zeros, and the embedding as the branch.

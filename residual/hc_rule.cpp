@@ -6,7 +6,8 @@
 //               hc_sa, hc_sb  scalars, 0.01; hc_norm [C], 1         no decay
 //
 // Options: n (4), dynamic (1), tanh (1), readout sum or mean, hc_out_init (1, rsqrt_n, sqrt_n: factor of the output
-// projections' initial spread). preset hc_e0: static, stream 0 = x_0 and the others 0, [e_0 | I], e_0, read-out stream 0.
+// projections' initial spread). preset hc_e0: static, stream 0 = x_0 and the others 0, [e_0 | I], e_0, read-out stream
+// 0.
 #include "residual/hc.cuh"
 #include "residual/streams_rule.h"
 
@@ -15,7 +16,7 @@
 namespace {
 
 class HcRule : public StreamsRule {
-public:
+  public:
     HcRule(const RuleShape& shape, RuleOptions& options) : StreamsRule(shape, options.integer("n", 4, 1, MAX_STREAMS)) {
         only_stream_0_ = options.choice("preset", {"hc_e0", "none"}, "none") == "hc_e0";
         dynamic_ = only_stream_0_ ? options.choice("dynamic", {"0"}, "0") == "1" : options.flag("dynamic", true);
@@ -28,14 +29,16 @@ public:
         const int64_t C = shape.C, n = n_;
         for (int k = 1; k <= shape.last(); k++) {
             const int q = only_stream_0_ ? 0 : (k - 1) % n_;
-            std::vector<float> alpha(static_cast<size_t>(n * (n + 1)), 0.0f), beta(static_cast<size_t>(n), only_stream_0_ ? 0.0f : 1.0f);
+            std::vector<float> alpha(static_cast<size_t>(n * (n + 1)), 0.0f),
+                beta(static_cast<size_t>(n), only_stream_0_ ? 0.0f : 1.0f);
             alpha[static_cast<size_t>(q * (n + 1))] = 1.0f;
             for (int64_t i = 0; i < n; i++) alpha[static_cast<size_t>(i * (n + 1) + 1 + i)] = 1.0f;
             if (only_stream_0_) beta[0] = 1.0f;
             add({"hc_alpha", Place::sublayer, k, {n, n + 1}, alpha});
             add({"hc_beta", Place::sublayer, k, {n}, beta});
             if (!dynamic_) continue;
-            RuleParameter wa{"hc_wa", Place::sublayer, k, {C, n + 1}, {0.0f}}, wb{"hc_wb", Place::sublayer, k, {C}, {0.0f}};
+            RuleParameter wa{"hc_wa", Place::sublayer, k, {C, n + 1}, {0.0f}},
+                wb{"hc_wb", Place::sublayer, k, {C}, {0.0f}};
             wa.decays = wb.decays = true;
             add(wa);
             add(wb);
@@ -56,7 +59,8 @@ public:
         want_seams(planner, "mixing coefficients", n * (n + 2), base_, true, 1, sublayer);
         if (dynamic_) {
             want_seams(planner, "mixing coefficients", (n + 2) * C, folded_, true, 1, sublayer);
-            want_seams(planner, "mixing coefficients", N * n * (n + 2), c_, training, 2, sublayer);  // this write's, the next read's
+            want_seams(planner, "mixing coefficients", N * n * (n + 2), c_, training, 2,
+                       sublayer);  // this write's, the next read's
             if (training) {
                 want_seams(planner, "mixing coefficients", N * n * (n + 2), m_, true, 1, sublayer);
                 want_seams(planner, "mixing coefficients", N * n, rstd_, true, 1, sublayer);
@@ -68,7 +72,8 @@ public:
     void ready(cudaStream_t stream) override {
         std::vector<float> readout(static_cast<size_t>(n_), mean_ ? 1.0f / static_cast<float>(n_) : 1.0f);
         for (size_t i = 1; i < readout.size() && only_stream_0_; i++) readout[i] = 0.0f;
-        CUDA_CHECK(cudaMemcpyAsync(readout_, readout.data(), readout.size() * sizeof(float), cudaMemcpyHostToDevice, stream));
+        CUDA_CHECK(
+            cudaMemcpyAsync(readout_, readout.data(), readout.size() * sizeof(float), cudaMemcpyHostToDevice, stream));
         CUDA_CHECK(cudaStreamSynchronize(stream));
         modules_.resize(static_cast<size_t>(shape_.last()) + 1);
         gradients_.resize(modules_.size());
@@ -82,13 +87,15 @@ public:
             module.base = base_[i], module.folded = folded_[i];
             gradients_[i].alpha = grad(p), gradients_[i].beta = grad(p + 1);
             if (!dynamic_) continue;
-            module.wa = value(p + 2), module.wb = value(p + 3), module.sa = value(p + 4), module.sb = value(p + 5), module.gain = value(p + 6);
+            module.wa = value(p + 2), module.wb = value(p + 3), module.sa = value(p + 4), module.sb = value(p + 5),
+            module.gain = value(p + 6);
             gradients_[i].wa = grad(p + 2), gradients_[i].wb = grad(p + 3), gradients_[i].sa = grad(p + 4);
             gradients_[i].sb = grad(p + 5), gradients_[i].gain = grad(p + 6);
         }
     }
     void begin(const Pass& pass) override {
-        for (int k = 1; k <= shape_.last(); k++) hc_prepare(modules_[static_cast<size_t>(k)], shape_.C, n_, pass.stream);
+        for (int k = 1; k <= shape_.last(); k++)
+            hc_prepare(modules_[static_cast<size_t>(k)], shape_.C, n_, pass.stream);
     }
     void forward(const Pass& pass, int s) override {
         const size_t i = static_cast<size_t>(s);
@@ -143,15 +150,15 @@ public:
     }
     const floatX* stream(int s) override { return H_[static_cast<size_t>(s)]; }
 
-private:
+  private:
     HcSaved saved(int k) const {
         const size_t i = static_cast<size_t>(k);
         return {c_[i], m_[i], rstd_[i]};
     }
     bool only_stream_0_, dynamic_, tanh_, mean_ = false;
-    std::vector<floatX*> H_;  // (2L+1) of (N,n,C), by s
+    std::vector<floatX*> H_;                            // (2L+1) of (N,n,C), by s
     std::vector<float*> c_, m_, rstd_, base_, folded_;  // (2L+1), by sublayer: (N,n,n+2) twice, (N,n), (n,n+2), (n+2,C)
-    std::vector<HcModule> modules_;      // (2L+1), by sublayer
+    std::vector<HcModule> modules_;                     // (2L+1), by sublayer
     std::vector<HcGradients> gradients_;
     float* readout_ = nullptr;  // (n)
     float* dB_ = nullptr;       // (N,n)

@@ -1,5 +1,5 @@
-// Highway gate, as the additive baseline of the Review Residuals code has it, and convex as published (Srivastava et al.
-// 2015, arXiv 1505.00387):
+// Highway gate, as the additive baseline of the Review Residuals code has it, and convex as published (Srivastava et
+// al. 2015, arXiv 1505.00387):
 //
 //     r = sigma(x W^T + b), x not normalised;   additive (default) p = x + r*v     convex   p = (1-r)*x + r*v
 //     dzeta = dp*v*r*(1-r)   (convex: dp*(v-x)*r*(1-r));   dW += dzeta^T x,  db += SUM_t dzeta
@@ -21,8 +21,8 @@ struct Highway : RowFunction {
         floatX* r;           // (N,C) written forward, read backward; null in inference
         const float* alpha;  // ProRes's factor; null: 1
         bool convex;
-        const floatX* x;     // (N,C); backward
-        floatX* dzeta;       // (N,C); backward
+        const floatX* x;  // (N,C); backward
+        floatX* dzeta;    // (N,C); backward
     };
     static constexpr int channel_sums = 1;
     static constexpr bool reads_v = true, allows_post = false;
@@ -32,8 +32,10 @@ struct Highway : RowFunction {
         Row zeta = lane.load(args.zeta), b = lane.load_channels(args.b), r, p;
 #pragma unroll
         for (int i = 0; i < r.size; i++) r[i] = 1.0f / (1.0f + expf(-(zeta[i] + b[i])));
-        if (args.r != nullptr) lane.store(args.r, r);
-        else lane.round(r);
+        if (args.r != nullptr)
+            lane.store(args.r, r);
+        else
+            lane.round(r);
         float alpha = args.alpha != nullptr ? *args.alpha : 1.0f;
 #pragma unroll
         for (int i = 0; i < p.size; i++) p[i] = (args.convex ? (1.0f - r[i]) * x[i] : x[i]) + alpha * r[i] * v[i];
@@ -41,8 +43,8 @@ struct Highway : RowFunction {
     }
 
     template <class Lane, class Saved, class Sums, class Row = typename Lane::Row>
-    static __device__ __forceinline__ void backward(const Lane& lane, const Args& args, const Row& dp, const Saved& saved,
-                                                    Row& dx, Row& dv, Sums& sums) {
+    static __device__ __forceinline__ void backward(const Lane& lane, const Args& args, const Row& dp,
+                                                    const Saved& saved, Row& dx, Row& dv, Sums& sums) {
         Row r = lane.load(args.r), x = {}, dzeta;
         if (args.convex) x = lane.load(args.x);
         float alpha = args.alpha != nullptr ? *args.alpha : 1.0f;
@@ -58,7 +60,7 @@ struct Highway : RowFunction {
 };
 
 class HighwayRule : public StreamRule {
-public:
+  public:
     HighwayRule(const RuleShape& shape, RuleOptions& options) : StreamRule(shape) {
         convex_ = options.choice("form", {"additive", "convex"}, "additive") == "convex";
         for (int k = 1; k <= shape.last(); k++) {
@@ -72,11 +74,12 @@ public:
         StreamRule::plan(planner);
         r_.assign(static_cast<size_t>(shape_.last()) + 1, nullptr);
         planner.want("highway", shape_.N * shape_.C, zeta_);
-        if (shape_.training) want_seams(planner, "highway", shape_.N * shape_.C, r_, true, 1, [](int s) { return s > 0; });
+        if (shape_.training)
+            want_seams(planner, "highway", shape_.N * shape_.C, r_, true, 1, [](int s) { return s > 0; });
     }
     const float* branch_scale(int) const override { return nullptr; }  // the seam applies ProRes's factor itself
 
-protected:
+  protected:
     bool keeps_u(int) const override { return true; }
     bool separate_du(int) const override { return true; }
     static int w(int s) { return 2 * (s - 1); }
@@ -98,11 +101,12 @@ protected:
         ::seam_backward<Highway>(seam, shape, args(s), gradients, pass.scratch, pass.stream);
         const int N = static_cast<int>(pass.N), C = shape_.C;
         matmul_backward_weight(pass.mm, grad(w(s)), zeta_, x_[static_cast<size_t>(s) - 1], N, C, C, pass.stream);
-        matmul_backward_input(pass.mm, seam.dx, zeta_, tensors[static_cast<size_t>(w(s))].copy, N, C, C, true, pass.stream);
+        matmul_backward_input(pass.mm, seam.dx, zeta_, tensors[static_cast<size_t>(w(s))].copy, N, C, C, true,
+                              pass.stream);
     }
     bool convex_;
-    std::vector<floatX*> r_;   // (2L+1) of (N,C), by s
-    floatX* zeta_ = nullptr;   // (N,C) the gate's product; backward: its gradient
+    std::vector<floatX*> r_;  // (2L+1) of (N,C), by s
+    floatX* zeta_ = nullptr;  // (N,C) the gate's product; backward: its gradient
 };
 
 }  // namespace

@@ -26,8 +26,8 @@ struct LayerScale : RowFunction {
     }
 
     template <class Lane, class Saved, class Sums, class Row = typename Lane::Row>
-    static __device__ __forceinline__ void backward(const Lane& lane, const Args& args, const Row& dp, const Saved& saved,
-                                                    Row& dx, Row& dv, Sums& sums) {
+    static __device__ __forceinline__ void backward(const Lane& lane, const Args& args, const Row& dp,
+                                                    const Saved& saved, Row& dx, Row& dv, Sums& sums) {
         Row gamma = lane.load_channels(args.gamma), dgamma;
 #pragma unroll
         for (int i = 0; i < dp.size; i++) {
@@ -40,13 +40,13 @@ struct LayerScale : RowFunction {
 };
 
 class LayerScaleRule : public RowRule<LayerScale> {
-public:
+  public:
     LayerScaleRule(const RuleShape& shape, RuleOptions&) : RowRule(shape) {
         const float start = shape.L <= 18 ? 0.1f : shape.L <= 24 ? 1e-5f : 1e-6f;
         for (int k = 1; k <= shape.last(); k++) add({"ls_gamma", Place::sublayer, k, {shape.C}, {start}});
     }
 
-protected:
+  protected:
     LayerScale::Args args(int s) const override { return {shape_.norms(s).skip, value(s - 1)}; }
     RuleGradients gradients(int s) const override { return {{grad(s - 1)}, {}}; }
 };

@@ -1,4 +1,5 @@
-// Learned scaling, the form of MLS-Bench's llm-pretrain-residual: per layer, with x = x_{l-1}, m = x + u_att, v = u_mlp,
+// Learned scaling, the form of MLS-Bench's llm-pretrain-residual: per layer, with x = x_{l-1}, m = x + u_att, v =
+// u_mlp,
 //
 //     x_l = m + v + (lambda_l - 1)*x + mu_l*x_0
 //     g = dx_l:   dlambda = <<g,x>>,  dmu = <<g,x_0>>,  dx_0 += mu*g,  dv = g,  dm = g + ...,  dx += (lambda - 1)*g
@@ -16,10 +17,10 @@ namespace {
 struct LscaleBlock : RowFunction {
     struct Args {
         const float *lambda, *mu;
-        const floatX *x, *x0;       // (N,C) the stream before the layer, x_0
-        float* dx0;                 // (N,C) accumulated, or written when it is new
+        const floatX *x, *x0;  // (N,C) the stream before the layer, x_0
+        float* dx0;            // (N,C) accumulated, or written when it is new
         bool new_dx0;
-        const floatX* g_next;       // (N,C) gradient at the end of the next layer; null: there is none
+        const floatX* g_next;  // (N,C) gradient at the end of the next layer; null: there is none
         const float* lambda_next;
     };
     static constexpr int scalar_sums = 2;
@@ -35,8 +36,8 @@ struct LscaleBlock : RowFunction {
     }
 
     template <class Lane, class Saved, class Sums, class Row = typename Lane::Row>
-    static __device__ __forceinline__ void backward(const Lane& lane, const Args& args, const Row& dp, const Saved&, Row& dm,
-                                                    Row& dv, Sums& sums) {
+    static __device__ __forceinline__ void backward(const Lane& lane, const Args& args, const Row& dp, const Saved&,
+                                                    Row& dm, Row& dv, Sums& sums) {
         Row g = dp;
         if (args.g_next != nullptr) {
             Row next = lane.load(args.g_next);
@@ -61,11 +62,12 @@ struct LscaleBlock : RowFunction {
 };
 
 class LscaleBlockRule : public LayerEndRule {
-public:
+  public:
     LscaleBlockRule(const RuleShape& shape, RuleOptions& options) : LayerEndRule(shape) {
         const std::string freeze = options.choice("freeze", {"lambda", "mu", "none"}, "none");
         for (int l = 1; l <= shape.L; l++) {
-            RuleParameter lambda{"resid_lambda", Place::layer, l, {1}, {1.0f}}, mu{"x0_lambda", Place::layer, l, {1}, {0.0f}};
+            RuleParameter lambda{"resid_lambda", Place::layer, l, {1}, {1.0f}},
+                mu{"x0_lambda", Place::layer, l, {1}, {0.0f}};
             lambda.frozen = freeze == "lambda";
             mu.frozen = freeze == "mu";
             add(lambda);
@@ -93,14 +95,20 @@ public:
     }
     const floatX* d_embedding() override { return chain(1); }
 
-protected:
+  protected:
     static int lambda(int l) { return 2 * (l - 1); }
     static int mu(int l) { return 2 * (l - 1) + 1; }
     LscaleBlock::Args args(int s) const {
         const int l = layer_of(s);
         const bool next = l < shape_.L;
-        return {value(lambda(l)), value(mu(l)), x_[static_cast<size_t>(s) - 2], x_[0], x0_.gradient(), !next,
-                next ? gradient_of_layer(l + 1) : nullptr, next ? value(lambda(l + 1)) : nullptr};
+        return {value(lambda(l)),
+                value(mu(l)),
+                x_[static_cast<size_t>(s) - 2],
+                x_[0],
+                x0_.gradient(),
+                !next,
+                next ? gradient_of_layer(l + 1) : nullptr,
+                next ? value(lambda(l + 1)) : nullptr};
     }
     void seam_forward(const SeamForward& seam, const SeamShape& shape, const Pass& pass, int s) override {
         if (s % 2 == 1) return LayerEndRule::seam_forward(seam, shape, pass, s);
@@ -118,5 +126,6 @@ protected:
 
 }  // namespace
 
-extern const RuleEntry lscale_block_rule = {"lscale_block", "learned scaling: m + v + (lambda_l-1)*x + mu_l*x_0 per layer",
-                                            PRE_SCHEMES, make_rule<LscaleBlockRule>};
+extern const RuleEntry lscale_block_rule = {"lscale_block",
+                                            "learned scaling: m + v + (lambda_l-1)*x + mu_l*x_0 per layer", PRE_SCHEMES,
+                                            make_rule<LscaleBlockRule>};

@@ -1,5 +1,5 @@
-// Learned scaling in front of each layer, the form of modded-nanogpt (November 2024) and nanochat: the stream is scaled and
-// blended with x_0 before layer l, and the layer reads the result,
+// Learned scaling in front of each layer, the form of modded-nanogpt (November 2024) and nanochat: the stream is scaled
+// and blended with x_0 before layer l, and the layer reads the result,
 //
 //     y = x_{l-1};   z = lambda_l*y + mu_l*x_0;   x_l = layer(z)
 //     dlambda = <<dz,y>>,   dmu = <<dz,x_0>>,   dy = lambda*dz,   dx_0 += mu*dz
@@ -7,11 +7,12 @@
 //     resid_lambda  scalar, 1     one per layer, no decay
 //     x0_lambda     scalar, 0     one per layer, no decay
 //
-// x_0 = RMS0(embedding) (x0_norm=0: the embedding), and the stream starts there. Options: freeze lambda or mu; preset with
-// initial values and private optimizer settings:
+// x_0 = RMS0(embedding) (x0_norm=0: the embedding), and the stream starts there. Options: freeze lambda or mu; preset
+// with initial values and private optimizer settings:
 //     modded     lambda 1, mu 0; lr 0.02 for both
 //     nanochat   lambda 1, mu 0.1; lr 0.005 and 0.5
-//     nanochat2  lambda 1.15 - 0.10*i/(L-1), mu 0.20 - 0.15*i/(L-1), i = l-1; lambda lr 0.005, betas (0.8, 0.95), decay 0.05;
+//     nanochat2  lambda 1.15 - 0.10*i/(L-1), mu 0.20 - 0.15*i/(L-1), i = l-1;
+//                lambda lr 0.005, betas (0.8, 0.95), decay 0.05;
 //                mu lr 0.5, betas (0.96, 0.95), decay 0
 // y is kept: to get <<dz,y>> back from z would divide by lambda.
 #include "residual/row_kernel.cuh"
@@ -36,8 +37,10 @@ struct LscaleInput : RowFunction {
         Row y, x0 = lane.load(args.x0), p;
 #pragma unroll
         for (int i = 0; i < y.size; i++) y[i] = x[i] + v[i];
-        if (args.y != nullptr) lane.store(args.y, y);
-        else lane.round(y);
+        if (args.y != nullptr)
+            lane.store(args.y, y);
+        else
+            lane.round(y);
         float lambda = *args.lambda, mu = *args.mu;
 #pragma unroll
         for (int i = 0; i < p.size; i++) p[i] = lambda * y[i] + mu * x0[i];
@@ -45,8 +48,8 @@ struct LscaleInput : RowFunction {
     }
 
     template <class Lane, class Saved, class Sums, class Row = typename Lane::Row>
-    static __device__ __forceinline__ void backward(const Lane& lane, const Args& args, const Row& dp, const Saved&, Row& dx,
-                                                    Row& dv, Sums& sums) {
+    static __device__ __forceinline__ void backward(const Lane& lane, const Args& args, const Row& dp, const Saved&,
+                                                    Row& dx, Row& dv, Sums& sums) {
         Row y = lane.load(args.y), x0 = lane.load(args.x0), dx0 = {};
         if (!args.new_dx0) dx0 = lane.load(args.dx0);
         float lambda = *args.lambda, mu = *args.mu, dlambda = 0.0f, dmu = 0.0f;
@@ -64,13 +67,14 @@ struct LscaleInput : RowFunction {
 };
 
 class LscaleInputRule : public StreamRule {
-public:
+  public:
     LscaleInputRule(const RuleShape& shape, RuleOptions& options)
         : StreamRule(shape), x0_stage_(options.flag("x0_norm", true)) {
         const std::string freeze = options.choice("freeze", {"lambda", "mu", "none"}, "none");
         const std::string preset = options.choice("preset", {"modded", "nanochat", "nanochat2", "none"}, "none");
         for (int l = 1; l <= shape.L; l++) {
-            RuleParameter lambda{"resid_lambda", Place::layer, l, {1}, {1.0f}}, mu{"x0_lambda", Place::layer, l, {1}, {0.0f}};
+            RuleParameter lambda{"resid_lambda", Place::layer, l, {1}, {1.0f}},
+                mu{"x0_lambda", Place::layer, l, {1}, {0.0f}};
             if (preset == "modded") lambda.own_lr = mu.own_lr = 0.02;
             if (preset == "nanochat" || preset == "nanochat2") {
                 lambda.own_lr = 0.005;
@@ -120,14 +124,15 @@ public:
         x0_stage_.backward(shape_, post_norms[0], entry_, dx_, nullptr, nullptr, pass);
     }
 
-protected:
+  protected:
     bool has_entry() const override { return x0_stage_.has_entry(shape_); }
     static int lambda(int l) { return 2 * (l - 1); }
     static int mu(int l) { return 2 * (l - 1) + 1; }
     bool scales(int s) const { return s % 2 == 0 && s < shape_.last(); }  // seams in front of a layer
     LscaleInput::Args args(int s) const {
         const int next = s / 2 + 1;  // the layer behind seam s
-        return {value(lambda(next)), value(mu(next)), y_[static_cast<size_t>(s / 2)], x0_, x0_stage_.gradient(), next == shape_.L};
+        return {value(lambda(next)),  value(mu(next)), y_[static_cast<size_t>(s / 2)], x0_,
+                x0_stage_.gradient(), next == shape_.L};
     }
     void seam_forward(const SeamForward& seam, const SeamShape& shape, const Pass& pass, int s) override {
         if (!scales(s)) return StreamRule::seam_forward(seam, shape, pass, s);
@@ -143,8 +148,8 @@ protected:
         ::seam_backward<LscaleInput>(seam, shape, a, gradients, pass.scratch, pass.stream);
     }
     X0 x0_stage_;
-    floatX* x0_ = nullptr;      // (N,C)
-    std::vector<floatX*> y_;    // (L) of (N,C): the stream in front of layer l+1, unscaled; y_[0] is x_0
+    floatX* x0_ = nullptr;    // (N,C)
+    std::vector<floatX*> y_;  // (L) of (N,C): the stream in front of layer l+1, unscaled; y_[0] is x_0
 };
 
 }  // namespace

@@ -7,9 +7,10 @@
 //     post_lambda   scalar, 1  (pi)    one per sublayer, no decay
 //     x0_lambda     scalar, 0  (mu)    one per layer, with x0=1
 //
-// Options: x0; x0_norm (x_0 and the stream start at RMS0(embedding)); freeze rho, pi or mu; preset modded: rho from sqrt(1.1)
-// at 5 times the learning rate, betas (0.9, 0.95) for rho and pi. pi rides on the branch scale (branch_factor.h). The seam
-// leaves dp; its factors a*rho and pi are applied where it is loaded again, by the next seam and by the GEMMs.
+// Options: x0; x0_norm (x_0 and the stream start at RMS0(embedding)); freeze rho, pi or mu; preset modded: rho from
+// sqrt(1.1) at 5 times the learning rate, betas (0.9, 0.95) for rho and pi. pi rides on the branch scale
+// (branch_factor.h). The seam leaves dp; its factors a*rho and pi are applied where it is loaded again, by the next
+// seam and by the GEMMs.
 #include "residual/branch_factor.h"
 #include "residual/row_kernel.cuh"
 #include "residual/x0.h"
@@ -42,8 +43,8 @@ struct LscaleSub : RowFunction {
     }
 
     template <class Lane, class Saved, class Sums, class Row = typename Lane::Row>
-    static __device__ __forceinline__ void backward(const Lane& lane, const Args& args, const Row& dp, const Saved&, Row& dx,
-                                                    Row& dv, Sums& sums) {
+    static __device__ __forceinline__ void backward(const Lane& lane, const Args& args, const Row& dp, const Saved&,
+                                                    Row& dx, Row& dv, Sums& sums) {
         Row x = lane.load(args.x);
         float drho = 0.0f;
 #pragma unroll
@@ -66,15 +67,18 @@ struct LscaleSub : RowFunction {
 };
 
 class LscaleSubRule : public BranchFactorRule {
-public:
+  public:
     LscaleSubRule(const RuleShape& shape, RuleOptions& options)
-        : BranchFactorRule(shape), has_x0_(options.flag("x0", false)), x0_stage_(has_x0_ && options.flag("x0_norm", false)) {
+        : BranchFactorRule(shape),
+          has_x0_(options.flag("x0", false)),
+          x0_stage_(has_x0_ && options.flag("x0_norm", false)) {
         std::vector<std::string> freezable = {"rho", "pi", "none"};
         if (has_x0_) freezable.push_back("mu");
         const std::string freeze = options.choice("freeze", freezable, "none");
         const bool modded = options.choice("preset", {"modded", "none"}, "none") == "modded";
         for (int k = 1; k <= shape.last(); k++) {
-            RuleParameter rho{"resid_lambda", Place::sublayer, k, {1}, {1.0f}}, pi{"post_lambda", Place::sublayer, k, {1}, {1.0f}};
+            RuleParameter rho{"resid_lambda", Place::sublayer, k, {1}, {1.0f}},
+                pi{"post_lambda", Place::sublayer, k, {1}, {1.0f}};
             if (modded) {
                 rho.initial = {std::sqrt(1.1f)};
                 rho.lr_scale = 5;
@@ -120,7 +124,7 @@ public:
         x0_stage_.backward(shape_, post_norms[0], entry_, dx_, nullptr, nullptr, pass);
     }
 
-protected:
+  protected:
     bool separate_du(int s) const override { return shape_.out(s); }
     bool has_entry() const override { return x0_stage_.has_entry(shape_); }
     static int rho(int k) { return 2 * (k - 1); }
@@ -128,8 +132,9 @@ protected:
     int mu(int l) const { return 2 * shape_.last() + l - 1; }
     LscaleSub::Args args(int s) const {
         const bool x0_term = has_x0_ && s % 2 == 1;
-        return {shape_.norms(s).skip, value(rho(s)), x0_term ? value(mu(layer_of(s))) : nullptr, x_[static_cast<size_t>(s) - 1],
-                x_[0], x0_stage_.gradient(), s == shape_.last() - 1};
+        return {shape_.norms(s).skip,           value(rho(s)), x0_term ? value(mu(layer_of(s))) : nullptr,
+                x_[static_cast<size_t>(s) - 1], x_[0],         x0_stage_.gradient(),
+                s == shape_.last() - 1};
     }
     void seam_forward(const SeamForward& seam, const SeamShape& shape, const Pass& pass, int s) override {
         ::seam_forward<LscaleSub>(seam, shape, args(s), pass.stream);

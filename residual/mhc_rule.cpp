@@ -6,8 +6,8 @@
 //              post 0; res 0 on the diagonal, -8 off it
 //     readout=head: mhc_head_phi [n,nC], 0; mhc_head_a [1], 0.01; mhc_head_b [n], 0       one per model
 //
-// Options: n (4), readout sum or head. Streams are kept at every R-th seam only, R about sqrt(n*2L/(n+2)); the backward pass
-// replays the seams between from the outputs and coefficients, which are small: (paper, section 4.3, recomputing).
+// Options: n (4), readout sum or head. Streams are kept at every R-th seam only, R about sqrt(n*2L/(n+2)); the backward
+// pass replays the seams between from the outputs and coefficients, which are small: (paper, section 4.3, recomputing).
 #include "residual/mhc.cuh"
 #include "residual/streams_rule.h"
 
@@ -16,8 +16,9 @@
 namespace {
 
 class MhcRule : public StreamsRule {
-public:
-    MhcRule(const RuleShape& shape, RuleOptions& options) : StreamsRule(shape, options.integer("n", 4, 1, MAX_STREAMS)) {
+  public:
+    MhcRule(const RuleShape& shape, RuleOptions& options)
+        : StreamsRule(shape, options.integer("n", 4, 1, MAX_STREAMS)) {
         head_ = options.choice("readout", {"sum", "head"}, "sum") == "head";
         const int64_t n = n_, M = n * n + 2 * n, nC = n * shape.C;
         for (int k = 1; k <= shape.last(); k++) {
@@ -44,7 +45,8 @@ public:
         const int64_t N = shape_.N, C = shape_.C, n = n_;
         const bool training = shape_.training;
         const size_t seams = static_cast<size_t>(shape_.last()) + 1;
-        interval_ = std::max(1, static_cast<int>(std::lround(std::sqrt(n * static_cast<double>(shape_.last()) / static_cast<double>(n + 2)))));
+        interval_ = std::max(1, static_cast<int>(std::lround(
+                                    std::sqrt(n * static_cast<double>(shape_.last()) / static_cast<double>(n + 2)))));
         kept_.assign(seams, nullptr);
         replayed_.assign(static_cast<size_t>(interval_), nullptr);
         for (auto* list : {&c_, &m_, &r_}) list->assign(seams + 1, nullptr);
@@ -88,14 +90,16 @@ public:
         const bool last = s == shape_.last(), module_here = has_module(s);
         if (last || s % interval_ == interval_ - 1) replay(pass, s);
         const floatX* H = backward_streams(s);
-        StreamReadBackward read = {dz_, H, last ? nullptr : D_, read_coefficients(s), dz_, module_here ? dc_ : nullptr, in_norms[i]};
+        StreamReadBackward read = {
+            dz_, H, last ? nullptr : D_, read_coefficients(s), dz_, module_here ? dc_ : nullptr, in_norms[i]};
         stream_read_backward(read, streams(pass), pass.scratch, pass.stream);
         if (module_here) {
             const int p = parameter(s + 1), columns = mhc_columns(n_, is_head(s));
-            mhc_coefficients_backward(rdm_, kappa_, {grad(p + 1), grad(p + 2)}, dc_, m_[i + 1], r_[i + 1], module(s), pass.N, n_,
-                                      shape_.C, pass.scratch, pass.stream);
+            mhc_coefficients_backward(rdm_, kappa_, {grad(p + 1), grad(p + 2)}, dc_, m_[i + 1], r_[i + 1], module(s),
+                                      pass.N, n_, shape_.C, pass.scratch, pass.stream);
             matmul_backward_weight(pass.mm, grad(p), rdm_, H, N, nC, columns, pass.stream);
-            matmul_backward_input(pass.mm, dX_, rdm_, tensors[static_cast<size_t>(p)].copy, N, nC, columns, false, pass.stream);
+            matmul_backward_input(pass.mm, dX_, rdm_, tensors[static_cast<size_t>(p)].copy, N, nC, columns, false,
+                                  pass.stream);
         }
         StreamWriteBackward write = {};
         write.dh = dz_;
@@ -122,7 +126,7 @@ public:
     }
     const floatX* stream(int s) override { return forward_streams(s); }
 
-private:
+  private:
     bool is_head(int s) const { return s == shape_.last(); }
     bool has_module(int s) const { return s < shape_.last() || head_; }  // behind seam s: sublayer s+1's, or the head's
     int parameter(int k) const { return 3 * (k - 1); }                   // the head's follow the sublayers'
@@ -161,11 +165,11 @@ private:
 
     bool head_;
     int interval_ = 1;
-    floatX* running_ = nullptr;       // (N,n,C)
-    std::vector<floatX*> kept_;       // (2L+1) of (N,n,C), at every interval_-th seam
-    std::vector<floatX*> replayed_;   // (interval_) of (N,n,C), by place behind a kept seam
-    std::vector<float*> c_, m_, r_;   // (2L+2), by sublayer, the head last: (N,n,n+2), (N,Mp), (N)
-    float* ones_ = nullptr;           // (n)
+    floatX* running_ = nullptr;      // (N,n,C)
+    std::vector<floatX*> kept_;      // (2L+1) of (N,n,C), at every interval_-th seam
+    std::vector<floatX*> replayed_;  // (interval_) of (N,n,C), by place behind a kept seam
+    std::vector<float*> c_, m_, r_;  // (2L+2), by sublayer, the head last: (N,n,n+2), (N,Mp), (N)
+    float* ones_ = nullptr;          // (n)
     float *dc_ = nullptr, *kappa_ = nullptr;
     floatX *rdm_ = nullptr, *dX_ = nullptr;
 };

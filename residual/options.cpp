@@ -35,7 +35,8 @@ bool RuleOptions::flag(const std::string& key, bool fallback) {
     return choice(key, {"0", "1"}, fallback ? "1" : "0") == "1";
 }
 
-std::string RuleOptions::choice(const std::string& key, const std::vector<std::string>& values, const std::string& fallback) {
+std::string RuleOptions::choice(const std::string& key, const std::vector<std::string>& values,
+                                const std::string& fallback) {
     const std::string* text = read(key);
     if (!text) return fallback;
     if (std::find(values.begin(), values.end(), *text) != values.end()) return *text;

@@ -4,8 +4,10 @@
 #include <cmath>
 
 ProRes::ProRes(RuleOptions& options) {
-    schedule = options.choice("schedule", {"linear", "linear_sqrt", "linear_square", "equal", "reverse", "stagewise_0", "stagewise_L",
-                               "stagewise_sqrtL", "stagewise_sqrtl", "fix_L", "fix_sqrtL", "fix_sqrtl"}, "linear");
+    schedule = options.choice("schedule",
+                              {"linear", "linear_sqrt", "linear_square", "equal", "reverse", "stagewise_0",
+                               "stagewise_L", "stagewise_sqrtL", "stagewise_sqrtl", "fix_L", "fix_sqrtL", "fix_sqrtl"},
+                              "linear");
     if (schedule.rfind("fix_", 0) != 0) T = options.integer("T", 1000, 1, 2000000000);
     eval_one = options.flag("prores_eval_one", false);
 }

@@ -2,7 +2,7 @@
 //
 //     x_l = x + alpha*(m + v - x) = alpha*(m + v) + (1 - alpha)*x,      m = x + u_att (unscaled), v = u_mlp
 //     g = dx_l:   dv = alpha*g,   dm = alpha*g + ...,   dx += (1 - alpha)*g
-//     alpha(l,s) = min(s/(T*l), 1),  T = 1000;  s counts training forward passes of this rank, the first is 1; evaluation: 1
+//     alpha(l,s) = min(s/(T*l), 1),  T = 1000;  s: training forward passes of this rank, the first is 1; evaluation: 1
 //
 // No parameters. The seam leaves g itself; alpha reaches dv in the GEMMs and dm where the next seam loads it.
 #include "residual/layer_end.h"
@@ -30,8 +30,8 @@ struct ProResMls : RowFunction {
     }
 
     template <class Lane, class Saved, class Sums, class Row = typename Lane::Row>
-    static __device__ __forceinline__ void backward(const Lane& lane, const Args& args, const Row& dp, const Saved&, Row& dm,
-                                                    Row& dv, Sums&) {
+    static __device__ __forceinline__ void backward(const Lane& lane, const Args& args, const Row& dp, const Saved&,
+                                                    Row& dm, Row& dv, Sums&) {
         Row g = dp;
         if (args.g_next != nullptr) {
             Row next = lane.load(args.g_next);
@@ -44,7 +44,7 @@ struct ProResMls : RowFunction {
 };
 
 class ProResMlsRule : public LayerEndRule {
-public:
+  public:
     ProResMlsRule(const RuleShape& shape, RuleOptions&) : LayerEndRule(shape) {}
     void plan(Planner& planner) override {
         LayerEndRule::plan(planner);
@@ -53,9 +53,11 @@ public:
     void set_time(int64_t, int64_t passes, bool evaluation, cudaStream_t stream) override {
         std::vector<float> alpha(static_cast<size_t>(shape_.L) + 2, 0.0f);
         for (int l = 1; l <= shape_.L; l++)
-            alpha[static_cast<size_t>(l)] = evaluation ? 1.0f : static_cast<float>(std::min(static_cast<double>(passes) / (T_ * l), 1.0));
+            alpha[static_cast<size_t>(l)] =
+                evaluation ? 1.0f : static_cast<float>(std::min(static_cast<double>(passes) / (T_ * l), 1.0));
         alpha.back() = 2.0f - alpha[1];  // the factor of the last step back to x_0: see backward(0)
-        CUDA_CHECK(cudaMemcpyAsync(layer_alpha_, alpha.data(), alpha.size() * sizeof(float), cudaMemcpyHostToDevice, stream));
+        CUDA_CHECK(
+            cudaMemcpyAsync(layer_alpha_, alpha.data(), alpha.size() * sizeof(float), cudaMemcpyHostToDevice, stream));
         CUDA_CHECK(cudaStreamSynchronize(stream));
     }
     void backward(const Pass& pass, int s) override {
@@ -70,11 +72,12 @@ public:
     const floatX* d_embedding() override { return chain(1); }
     const float* branch_scale(int s) const override { return s % 2 == 0 ? layer_alpha_ + layer_of(s) : nullptr; }
 
-protected:
+  protected:
     ProResMls::Args args(int s) const {
         const int l = layer_of(s);
         const bool next = l < shape_.L;
-        return {layer_alpha_ + l, x_[static_cast<size_t>(s) - 2], next ? gradient_of_layer(l + 1) : nullptr, layer_alpha_ + l + 1};
+        return {layer_alpha_ + l, x_[static_cast<size_t>(s) - 2], next ? gradient_of_layer(l + 1) : nullptr,
+                layer_alpha_ + l + 1};
     }
     void seam_forward(const SeamForward& seam, const SeamShape& shape, const Pass& pass, int s) override {
         if (s % 2 == 1) return LayerEndRule::seam_forward(seam, shape, pass, s);

@@ -26,8 +26,8 @@ struct Review : RowFunction {
         float *rx, *rv;         // (N) reciprocal root mean squares of x and v; likewise
         const float* alpha;     // ProRes's factor; null: 1
         bool convex;
-        const floatX* x;        // (N,C); backward
-        floatX *dzh, *dzu;      // (N,C) dzeta*rx, dzeta*rv; backward
+        const floatX* x;    // (N,C); backward
+        floatX *dzh, *dzu;  // (N,C) dzeta*rx, dzeta*rv; backward
     };
     static constexpr int channel_sums = 1;
     static constexpr bool reads_v = true, allows_out = false;
@@ -49,8 +49,10 @@ struct Review : RowFunction {
         Row zh = lane.load(args.zh), zu = lane.load(args.zu), b = lane.load_channels(args.b, args.b != nullptr), r, p;
 #pragma unroll
         for (int i = 0; i < r.size; i++) r[i] = 1.0f / (1.0f + expf(-(rx * zh[i] + rv * zu[i] + b[i])));
-        if (args.rx != nullptr) lane.store(args.r, r);
-        else lane.round(r);
+        if (args.rx != nullptr)
+            lane.store(args.r, r);
+        else
+            lane.round(r);
         float alpha = args.alpha != nullptr ? *args.alpha : 1.0f;
 #pragma unroll
         for (int i = 0; i < p.size; i++) p[i] = (args.convex ? (1.0f - r[i]) * x[i] : x[i]) + alpha * r[i] * v[i];
@@ -58,8 +60,8 @@ struct Review : RowFunction {
     }
 
     template <class Lane, class Saved, class Sums, class Row = typename Lane::Row>
-    static __device__ __forceinline__ void backward(const Lane& lane, const Args& args, const Row& dp, const Saved& saved,
-                                                    Row& dx, Row& dv, Sums& sums) {
+    static __device__ __forceinline__ void backward(const Lane& lane, const Args& args, const Row& dp,
+                                                    const Saved& saved, Row& dx, Row& dv, Sums& sums) {
         Row r = lane.load(args.r), x = {}, dzeta;
         if (args.convex) x = lane.load(args.x);
         float alpha = args.alpha != nullptr ? *args.alpha : 1.0f;
@@ -87,10 +89,11 @@ struct Review : RowFunction {
 // already: RMS0^T(x; d) = r*(d - xh*mean(d*xh)) = e - xh*mean(e*xh), xh = x*r.
 template <int PACKS>
 __global__ void __launch_bounds__(MAX_ROW_THREADS, 1)
-    review_inputs_backward_kernel(floatX* dx, floatX* dv, const floatX* eh, const floatX* eu, const floatX* x, const floatX* v,
-                                  const float* rx, const float* rv, SeamShape shape) {
+    review_inputs_backward_kernel(floatX* dx, floatX* dv, const floatX* eh, const floatX* eu, const floatX* x,
+                                  const floatX* v, const float* rx, const float* rv, SeamShape shape) {
     RowLane<PACKS> lane(shape, shared_as<RowShared>());
-    for (int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y; first < lane.N; first += gridDim.x * blockDim.y) {
+    for (int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y; first < lane.N;
+         first += gridDim.x * blockDim.y) {
         lane.row = first + threadIdx.y;
         bool real = lane.row < lane.N;
         float scale_x = real ? rx[lane.row] : 0.0f, scale_v = real ? rv[lane.row] : 0.0f;
@@ -115,14 +118,16 @@ __global__ void __launch_bounds__(MAX_ROW_THREADS, 1)
 }
 
 class ReviewRule : public StreamRule {
-public:
+  public:
     ReviewRule(const RuleShape& shape, RuleOptions& options) : StreamRule(shape) {
         bool post = false;
         for (const SublayerNorms& norms : shape.scheme.sublayers) post |= norms.post;
         convex_ = options.choice("form", {"additive", "convex"}, "additive") == "convex";
         if (convex_ && post)
-            throw user_error("--residual review with form=convex and --norm %s: this pair is not defined; the convex form works "
-                             "with " PRE_SCHEMES, shape.scheme.name.c_str());
+            throw user_error(
+                "--residual review with form=convex and --norm %s: this pair is not defined; the convex form works "
+                "with " PRE_SCHEMES,
+                shape.scheme.name.c_str());
         bias_ = options.flag("bias", true);
         for (int k = 1; k <= shape.last(); k++) {
             RuleParameter w{"rv_w", Place::sublayer, k, {shape.C, 2 * shape.C}, {0.0f}};
@@ -149,14 +154,17 @@ public:
     }
     const float* branch_scale(int) const override { return nullptr; }  // the seam applies ProRes's factor itself
 
-protected:
+  protected:
     bool keeps_u(int) const override { return true; }
     bool separate_du(int) const override { return true; }
     int w(int s) const { return (s - 1) * (bias_ ? 2 : 1); }
-    const floatX* v(int s) const { return shape_.out(s) ? normed_[static_cast<size_t>(s)] : u_[static_cast<size_t>(s)]; }
+    const floatX* v(int s) const {
+        return shape_.out(s) ? normed_[static_cast<size_t>(s)] : u_[static_cast<size_t>(s)];
+    }
     Review::Args args(int s) const {
         const size_t i = static_cast<size_t>(s);
-        return {zh_, zu_, bias_ ? value(w(s) + 1) : nullptr, r_[i], rx_[i], rv_[i], seam_scale(s), convex_, x_[i - 1], zh_, zu_};
+        return {zh_, zu_, bias_ ? value(w(s) + 1) : nullptr, r_[i], rx_[i], rv_[i], seam_scale(s), convex_, x_[i - 1],
+                zh_, zu_};
     }
     void seam_forward(const SeamForward& given, const SeamShape& shape, const Pass& pass, int s) override {
         const int N = static_cast<int>(pass.N), C = shape_.C;
@@ -195,8 +203,10 @@ protected:
         matmul_backward_input(pass.mm, dz_, zh_, weight, N, C, C, false, pass.stream, nullptr, 2 * C);
         matmul_backward_input(pass.mm, zh_, zu_, weight + C, N, C, C, false, pass.stream, nullptr, 2 * C);
         RowGrid grid = row_grid(C, false);
-        launch(review_inputs_backward_kernel<WIDE_ROWS ? WIDE_PACKS : 1>, row_blocks(grid, pass.N), grid.block, sizeof(RowShared), pass.stream, seam.dx, du_, dz_, zh_, x, v(s),
-               rx_[i], rv_[i], shape);
+        auto kernel = review_inputs_backward_kernel<1>;
+        if constexpr (WIDE_ROWS) kernel = grid.wide ? review_inputs_backward_kernel<WIDE_PACKS> : kernel;
+        launch(kernel, row_blocks(grid, pass.N), grid.block, sizeof(RowShared), pass.stream, seam.dx, du_, dz_, zh_, x,
+               v(s), rx_[i], rv_[i], shape);
         if (!out.gain) return;
         SeamBackward norm = {};
         norm.dx_new = norm.dx = du_;
@@ -206,9 +216,9 @@ protected:
         vanilla_backward(norm, shape, pass.scratch, pass.stream);
     }
     bool convex_, bias_;
-    std::vector<floatX*> normed_;     // (2L+1) of (N,C), by s: v where the scheme has N_out
-    std::vector<floatX*> r_;          // (2L+1) of (N,C), by s
-    std::vector<float*> rx_, rv_;     // (2L+1) of (N), by s
+    std::vector<floatX*> normed_;           // (2L+1) of (N,C), by s: v where the scheme has N_out
+    std::vector<floatX*> r_;                // (2L+1) of (N,C), by s
+    std::vector<float*> rx_, rv_;           // (2L+1) of (N), by s
     floatX *zh_ = nullptr, *zu_ = nullptr;  // (N,C) the gate's products; backward: their gradients
 };
 

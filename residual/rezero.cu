@@ -11,15 +11,16 @@
 namespace {
 
 class ReZero : public BranchFactorRule {
-public:
+  public:
     ReZero(const RuleShape& shape, RuleOptions&) : BranchFactorRule(shape) {
         for (int l = 1; l <= shape.L; l++) add({"res_weight", Place::layer, l, {1}, {0.0f}});
     }
 
-protected:
+  protected:
     int factor(int s) const override { return layer_of(s) - 1; }
 };
 
 }  // namespace
 
-extern const RuleEntry rezero_rule = {"rezero", "x + s*u, one s per layer, from 0", ALL_SCHEMES, make_rule<ReZero>, true};
+extern const RuleEntry rezero_rule = {"rezero", "x + s*u, one s per layer, from 0", ALL_SCHEMES, make_rule<ReZero>,
+                                      true};

@@ -1,7 +1,7 @@
 // Rows in registers: the pieces of which seam kernels are made. A row of C channels lies in the registers of blockDim.x
 // threads, PACKS packs of 16 bytes each; blockDim.y rows share a block; a persistent grid walks over all rows. Threads
-// behind the end of a row hold zeros. Norms, with g gain, b bias, c the fixed scale, eps inside the root (Ba et al. 2016;
-// Zhang & Sennrich 2019):
+// behind the end of a row hold zeros. Norms, with g gain, b bias, c the fixed scale, eps inside the root (Ba et al.
+// 2016; Zhang & Sennrich 2019):
 //
 //     layer   mu = mean(x);  r = 1/sqrt(mean((x-mu)^2) + eps);  xh = (x-mu)*r;  y = c*(g*xh + b)
 //             a = c*g*dy;    dx = r*(a - mean(a) - xh*mean(a*xh));   dg += SUM c*dy*xh;   db += SUM c*dy
@@ -11,12 +11,12 @@
 #include "kernels/partials.cuh"
 #include "residual/seam.cuh"
 
-constexpr int MAX_ROW_THREADS = 512;   // threads that share one row
+constexpr int MAX_ROW_THREADS = 512;    // threads that share one row
 constexpr int ROW_BLOCK_THREADS = 256;  // a block takes several rows up to this
 constexpr int MAX_BLOCK_ROWS = ROW_BLOCK_THREADS / WARP;
 constexpr int WIDE_PACKS = 16 / PackX::size;  // packs per thread where one is too few: see row_grid
 constexpr int MAX_ROW_CHANNELS = MAX_ROW_THREADS * WIDE_PACKS * PackX::size;
-constexpr int MAX_ROW_SUMS = 8;      // values that one lane.sum() can add
+constexpr int MAX_ROW_SUMS = 8;     // values that one lane.sum() can add
 constexpr int MAX_SCALAR_SUMS = 4;  // scalar parameters of a rule
 constexpr int REGISTER_SUMS = 32;   // partial sums a thread keeps in registers; with more, all are in shared memory
 
@@ -119,7 +119,7 @@ struct TokenSums {
     static constexpr int M = M_, K = K_, size = Row<PACKS>::size;
     static constexpr bool in_registers = M * size <= KEPT;
     float scalar[K > 0 ? K : 1];
-    float kept[in_registers && M > 0 ? M * size : 1];
+    float kept[in_registers && M > 0 ? M* size : 1];
     float* shared;  // in packs of 4: (M or 1, size/4, threads, 4)
 
     // Shared memory it needs behind RowShared.
@@ -261,8 +261,9 @@ __device__ __forceinline__ Row<PACKS> norm_input(const RowLane<PACKS>& lane, con
 
 // dx = N^T(dy); adds the gradients of gain and bias to sums FIRST and FIRST+1.
 template <NormKind KIND, int FIRST, int PACKS, class Sums>
-__device__ __forceinline__ Row<PACKS> norm_backward(const RowLane<PACKS>& lane, const Row<PACKS>& dy, const Row<PACKS>& x,
-                                                    const SeamNorm& norm, float scale, Sums& sums) {
+__device__ __forceinline__ Row<PACKS> norm_backward(const RowLane<PACKS>& lane, const Row<PACKS>& dy,
+                                                    const Row<PACKS>& x, const SeamNorm& norm, float scale,
+                                                    Sums& sums) {
     Row<PACKS> a = lane.load_channels(norm.gain);
     float rstd;
     Row<PACKS> xh = norm_input<KIND>(lane, x, norm, rstd), term;
@@ -311,13 +312,13 @@ struct RowGrid {
 // MAX_ROW_THREADS packs; and they pay where a multiprocessor holds no more than one block's worth of threads, so that a
 // reduction costs time for each thread in it instead of being hidden behind other blocks.
 //
-// The vanilla seam, which every model can fall back on, is compiled for both widths; other rules for the machine's own
-// (WIDE_ROWS), which halves the number of kernels: both_widths says which of the two asks.
+// The vanilla seam, which every model can fall back on, is compiled for both widths everywhere; other rules wide only
+// where WIDE_ROWS says so, which halves the number of kernels on a GPU.
 inline RowGrid row_grid(int C, bool both_widths) {
     RowGrid grid;
     int packs = C / PackX::size;
-    grid.wide = both_widths ? packs > MAX_ROW_THREADS || (WIDE_ROWS && packs > WARP) : WIDE_ROWS;
-    CHECK(C > 0 && C % PackX::size == 0 && packs <= MAX_ROW_THREADS * (grid.wide ? WIDE_PACKS : 1));
+    grid.wide = (WIDE_ROWS && packs > WARP) || packs > MAX_ROW_THREADS;
+    CHECK(C > 0 && C % PackX::size == 0 && packs <= MAX_ROW_THREADS * (both_widths || WIDE_ROWS ? WIDE_PACKS : 1));
     int threads = static_cast<int>(round_up(ceil_div(packs, grid.wide ? WIDE_PACKS : 1), WARP));
     int rows = threads < ROW_BLOCK_THREADS ? ROW_BLOCK_THREADS / threads : 1;
     grid.block = dim3(threads, rows);

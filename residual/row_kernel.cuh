@@ -1,24 +1,26 @@
-// The frame of every seam kernel (residual/seam.cuh), of the pieces of residual/row.cuh. It owns the loads and stores, both
-// norms with their statistics, and the sums of parameter gradients over tokens; a rule adds its few lines in between. A
-// norm reads what is stored: x_new and p are rounded to floatX first, so that the backward pass recomputes the same xh.
+// The frame of every seam kernel (residual/seam.cuh), of the pieces of residual/row.cuh. It owns the loads and stores,
+// both norms with their statistics, and the sums of parameter gradients over tokens; a rule adds its few lines in
+// between. A norm reads what is stored: x_new and p are rounded to floatX first, so that the backward pass recomputes
+// the same xh.
 //
 // A rule is a struct derived from RowFunction, with
 //     Args                    kernel arguments: factors, device pointers to its parameters and further rows (N,C)
 //     combine(lane, args, x, v) -> p
 //     backward(lane, args, dp, Saved{v, p}, dx, dv, sums)    sets dx and dv; sums.add(i, row), sums.scalar[i] += ...
-// and what differs from RowFunction. Rows it needs besides (x in the backward pass, x_0, earlier outputs) it fetches with
-// lane.load(pointer); reductions over the row are lane.sum(values); it may lane.store() rows of its own. Rules with several
-// streams have their own kernels, made of the same pieces.
+// and what differs from RowFunction. Rows it needs besides (x in the backward pass, x_0, earlier outputs) it fetches
+// with lane.load(pointer); reductions over the row are lane.sum(values); it may lane.store() rows of its own. Rules
+// with several streams have their own kernels, made of the same pieces.
 #pragma once
 #include "residual/row.cuh"
 
 struct RowFunction {
     static constexpr int channel_sums = 0;  // (C) parameter gradients that it sums over tokens
     static constexpr int scalar_sums = 0;   // scalar ones
-    static constexpr bool reads_v = false;  // its backward pass needs v = beta*N_out(u), which the frame then recomputes
+    static constexpr bool reads_v =
+        false;  // its backward pass needs v = beta*N_out(u), which the frame then recomputes
     static constexpr bool reads_p = false;  // or p, as stored
-    // Which seams it stands in: others are not compiled. A rule that stands first too (there is no u) is compiled for both
-    // widths of rows, others for the one of the machine (row_grid).
+    // Which seams it stands in: others are not compiled. A rule that stands first too (there is no u) is compiled for
+    // both widths of rows on every machine (row_grid).
     static constexpr bool allows_out = true, allows_post = true, allows_first = false;
 };
 
@@ -36,7 +38,8 @@ template <class Rule, class S, int PACKS>
 __global__ void __launch_bounds__(MAX_ROW_THREADS, 1)
     seam_forward_kernel(SeamForward seam, SeamShape shape, typename Rule::Args args) {
     RowLane<PACKS> lane(shape, shared_as<RowShared>());
-    for (int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y; first < lane.N; first += gridDim.x * blockDim.y) {
+    for (int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y; first < lane.N;
+         first += gridDim.x * blockDim.y) {
         lane.row = first + threadIdx.y;
         Row<PACKS> x = lane.load(seam.x);
         if constexpr (S::rule) {
@@ -75,7 +78,8 @@ __global__ void __launch_bounds__(MAX_ROW_THREADS, 1)
     RowShared& shared = shared_as<RowShared>();
     RowLane<PACKS> lane(shape, shared);
     TokenSums<Index::channels, Index::scalars, PACKS> sums(shared);
-    for (int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y; first < lane.N; first += gridDim.x * blockDim.y) {
+    for (int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y; first < lane.N;
+         first += gridDim.x * blockDim.y) {
         lane.row = first + threadIdx.y;
         Row<PACKS> d = lane.load(seam.dx_new);
         row_scale(d, seam.dx_new_scale != nullptr ? seam.dx_new_factor * *seam.dx_new_scale : seam.dx_new_factor);
@@ -106,9 +110,9 @@ __global__ void __launch_bounds__(MAX_ROW_THREADS, 1)
             if constexpr (S::out || Rule::reads_v) u = saved.v = lane.load(seam.u);
             if constexpr (S::out && Rule::reads_v) {
                 float rstd;
-                saved.v = norm_apply<S::kind>(norm_input<S::kind>(lane, u, seam.out, rstd),
-                                              lane.load_channels(seam.out.gain),
-                                              lane.load_channels(seam.out.bias, seam.out.bias != nullptr), 1.0f);
+                saved.v =
+                    norm_apply<S::kind>(norm_input<S::kind>(lane, u, seam.out, rstd), lane.load_channels(seam.out.gain),
+                                        lane.load_channels(seam.out.bias, seam.out.bias != nullptr), 1.0f);
             }
             if constexpr (Rule::reads_v)
                 if (seam.scale != nullptr) row_scale(saved.v, *seam.scale);
@@ -130,13 +134,10 @@ __global__ void __launch_bounds__(MAX_ROW_THREADS, 1)
 // Calls f(std::integral_constant<int, PACKS>{}).
 template <class Rule, class F>
 void with_width(const RowGrid& grid, F&& f) {
-    constexpr int own = WIDE_ROWS ? WIDE_PACKS : 1;
-    if constexpr (Rule::allows_first) {
-        if (grid.wide) f(std::integral_constant<int, WIDE_PACKS>{});
-        else f(std::integral_constant<int, 1>{});
-    } else {
-        f(std::integral_constant<int, own>{});
+    if constexpr (Rule::allows_first || WIDE_ROWS) {
+        if (grid.wide) return f(std::integral_constant<int, WIDE_PACKS>{});
     }
+    f(std::integral_constant<int, 1>{});
 }
 
 // Calls f(Seam<...>{}) for the seam these parts make. A seam without norms is the same for both kinds. No scheme has
@@ -147,31 +148,43 @@ void with_seam(bool out, bool post, bool in, NormKind kind, F&& f) {
     CHECK(!(out && post) && (OUT || !out) && (POST || !post));
     auto with_kind = [&](auto kind_constant) {
         constexpr NormKind KIND = decltype(kind_constant)::value;
-        if (out && in) { if constexpr (OUT) f(Seam<RULE, true, false, true, KIND>{}); }
-        else if (out) { if constexpr (OUT) f(Seam<RULE, true, false, false, KIND>{}); }
-        else if (post && in) { if constexpr (POST) f(Seam<RULE, false, true, true, KIND>{}); }
-        else if (post) { if constexpr (POST) f(Seam<RULE, false, true, false, KIND>{}); }
-        else if (in) f(Seam<RULE, false, false, true, KIND>{});
+        if (out && in) {
+            if constexpr (OUT) f(Seam<RULE, true, false, true, KIND>{});
+        } else if (out) {
+            if constexpr (OUT) f(Seam<RULE, true, false, false, KIND>{});
+        } else if (post && in) {
+            if constexpr (POST) f(Seam<RULE, false, true, true, KIND>{});
+        } else if (post) {
+            if constexpr (POST) f(Seam<RULE, false, true, false, KIND>{});
+        } else if (in)
+            f(Seam<RULE, false, false, true, KIND>{});
     };
-    if (!out && !post && !in) f(Seam<RULE, false, false, false, NormKind::rms>{});
-    else if (kind == NormKind::layer) with_kind(std::integral_constant<NormKind, NormKind::layer>{});
-    else with_kind(std::integral_constant<NormKind, NormKind::rms>{});
+    if (!out && !post && !in)
+        f(Seam<RULE, false, false, false, NormKind::rms>{});
+    else if (kind == NormKind::layer)
+        with_kind(std::integral_constant<NormKind, NormKind::layer>{});
+    else
+        with_kind(std::integral_constant<NormKind, NormKind::rms>{});
 }
 
 // Runs the seam with the rule, or, without a u, the first seam of a network: norms alone.
 template <class Rule>
-void seam_forward(const SeamForward& seam, const SeamShape& shape, const typename Rule::Args& args, cudaStream_t stream) {
+void seam_forward(const SeamForward& seam, const SeamShape& shape, const typename Rule::Args& args,
+                  cudaStream_t stream) {
     RowGrid grid = row_grid(shape.C, Rule::allows_first);
     if (shape.N == 0 || (seam.u == nullptr && !seam.post.gain && !seam.in.gain)) return;
     CHECK(seam.u != nullptr || (Rule::allows_first && seam.out.gain == nullptr));
     auto run = [&](auto parts) {
         using S = decltype(parts);
         with_width<Rule>(grid, [&](auto packs) {
-            launch(seam_forward_kernel<Rule, S, decltype(packs)::value>, row_blocks(grid, shape.N), grid.block, sizeof(RowShared), stream, seam, shape, args);
+            launch(seam_forward_kernel<Rule, S, decltype(packs)::value>, row_blocks(grid, shape.N), grid.block,
+                   sizeof(RowShared), stream, seam, shape, args);
         });
     };
-    if (seam.u) with_seam<Rule, true>(seam.out.gain, seam.post.gain, seam.in.gain, shape.kind, run);
-    else if constexpr (Rule::allows_first) with_seam<Rule, false>(false, seam.post.gain, seam.in.gain, shape.kind, run);
+    if (seam.u)
+        with_seam<Rule, true>(seam.out.gain, seam.post.gain, seam.in.gain, shape.kind, run);
+    else if constexpr (Rule::allows_first)
+        with_seam<Rule, false>(false, seam.post.gain, seam.in.gain, shape.kind, run);
 }
 
 // Gradients of the rule's own parameters, accumulated (+=), in the order of its sums; null: not wanted.
@@ -194,8 +207,8 @@ void seam_backward(const SeamBackward& seam, const SeamShape& shape, const typen
         with_width<Rule>(grid, [&](auto packs) {
             constexpr int PACKS = decltype(packs)::value;
             size_t sums_bytes = TokenSums<Index::channels, Index::scalars, PACKS>::shared_bytes(grid.block);
-            launch(seam_backward_kernel<Rule, S, PACKS>, blocks, grid.block, sizeof(RowShared) + sums_bytes, stream, seam, shape,
-                   args, scratch, scalars);
+            launch(seam_backward_kernel<Rule, S, PACKS>, blocks, grid.block, sizeof(RowShared) + sums_bytes, stream,
+                   seam, shape, args, scratch, scalars);
         });
 
         PartialTargets target, scalar_target;
@@ -211,6 +224,8 @@ void seam_backward(const SeamBackward& seam, const SeamShape& shape, const typen
         for (int i = 0; i < Index::scalars; i++) scalar_target.total[i] = gradients.scalars[i];
         add_partials(scalar_target, scalars, blocks, Index::scalars, 1, stream);
     };
-    if (!seam.first) with_seam<Rule, true>(seam.out.gain, seam.post.gain, seam.in.gain, shape.kind, run);
-    else if constexpr (Rule::allows_first) with_seam<Rule, false>(false, seam.post.gain, seam.in.gain, shape.kind, run);
+    if (!seam.first)
+        with_seam<Rule, true>(seam.out.gain, seam.post.gain, seam.in.gain, shape.kind, run);
+    else if constexpr (Rule::allows_first)
+        with_seam<Rule, false>(false, seam.post.gain, seam.in.gain, shape.kind, run);
 }

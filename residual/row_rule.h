@@ -1,15 +1,15 @@
-// The shortest way to a rule: one functor F (residual/row_kernel.cuh) at every seam. What is left to say is the functor's
-// arguments at seam s, and where its parameter gradients go.
+// The shortest way to a rule: one functor F (residual/row_kernel.cuh) at every seam. What is left to say is the
+// functor's arguments at seam s, and where its parameter gradients go.
 #pragma once
 #include "residual/row_kernel.cuh"
 #include "residual/stream_rule.h"
 
 template <class F>
 class RowRule : public StreamRule {
-public:
+  public:
     using StreamRule::StreamRule;
 
-protected:
+  protected:
     virtual typename F::Args args(int s) const = 0;
     virtual RuleGradients gradients(int) const { return {}; }
     bool keeps_u(int s) const override { return F::reads_v || StreamRule::keeps_u(s); }

@@ -10,7 +10,8 @@ void Rule::plan(Planner& planner) {
 
     want_seams(planner, "sublayer inputs", N * C, z_, training, 1, [&](int s) { return shape_.in(s); });
     // Outputs that no backward pass needs share one buffer.
-    want_seams(planner, "sublayer outputs", N * C, u_, training || u_is_state(), 1, [&](int s) { return s > 0 && (!training || keeps_u(s)); });
+    want_seams(planner, "sublayer outputs", N * C, u_, training || u_is_state(), 1,
+               [&](int s) { return s > 0 && (!training || keeps_u(s)); });
     if (training) {
         planner.request("sublayer outputs", static_cast<size_t>(N * C) * sizeof(floatX), [this](void* p) {
             for (int s = 1; s <= shape_.last(); s++)
@@ -39,6 +40,7 @@ void Rule::plan(Planner& planner) {
 void Rule::set_alpha(const std::vector<float>& alpha, cudaStream_t stream) {
     CHECK(has_beta() && alpha.size() == static_cast<size_t>(shape_.last()) + 1);
     for (float* factors : {alpha_, beta_})  // a rule with learned factors writes beta anew in begin()
-        CUDA_CHECK(cudaMemcpyAsync(factors, alpha.data(), alpha.size() * sizeof(float), cudaMemcpyHostToDevice, stream));
+        CUDA_CHECK(
+            cudaMemcpyAsync(factors, alpha.data(), alpha.size() * sizeof(float), cudaMemcpyHostToDevice, stream));
     CUDA_CHECK(cudaStreamSynchronize(stream));
 }

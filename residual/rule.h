@@ -1,8 +1,9 @@
 // A residual rule, host side: which parameters and activations it has, and what it does at each seam.
 //
-// Sublayers are numbered k = 1..2L, layers l = 1..L (residual papers count from one); seam s stands behind sublayer s, seam
-// 0 behind the embedding, and seam 2L feeds the head. At seam s a rule takes sublayer s's output u_s, changes its state
-// (the stream, several streams, or the list of earlier outputs), and forms the next sublayer's input z_s = N_in(read(state)).
+// Sublayers are numbered k = 1..2L, layers l = 1..L (residual papers count from one); seam s stands behind sublayer s,
+// seam 0 behind the embedding, and seam 2L feeds the head. At seam s a rule takes sublayer s's output u_s, changes its
+// state (the stream, several streams, or the list of earlier outputs), and forms the next sublayer's input z_s =
+// N_in(read(state)).
 //
 // The model runs:     embedding -> embedding();            forward(0)
 //                     for s = 1..2L: sublayer s reads input(s-1), writes output(s);   forward(s)
@@ -10,8 +11,8 @@
 // and backwards:      the head writes d_input();   for s = 2L..1: backward(s), then sublayer s reads d_output(s) and
 //                     writes d_input();   backward(0);  the embedding reads d_embedding()
 //
-// Most rules have one stream and stand in the frame of row_kernel.cuh: residual/stream_rule.h does their bookkeeping. A new
-// rule is one file with a functor and a short class, and one line in the list of rules.cpp.
+// Most rules have one stream and stand in the frame of row_kernel.cuh: residual/stream_rule.h does their bookkeeping. A
+// new rule is one file with a functor and a short class, and one line in the list of rules.cpp.
 #pragma once
 #include <functional>
 #include <memory>
@@ -24,7 +25,8 @@
 #include "residual/scheme.h"
 #include "residual/seam.cuh"
 
-inline int layer_of(int k) { return (k + 1) / 2; }  // sublayer k's layer, both from one
+// Sublayer k's layer, both from one.
+inline int layer_of(int k) { return (k + 1) / 2; }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Parameters
@@ -32,27 +34,27 @@ inline int layer_of(int k) { return (k + 1) / 2; }  // sublayer k's layer, both 
 enum class Place { sublayer, layer, model };
 
 struct RuleParameter {
-    std::string name;            // the checkpoint name's last part
+    std::string name;  // the checkpoint name's last part
     Place place;
     int index;                   // sublayer k or layer l, from one; unused for the model's
     std::vector<int64_t> shape;  // (n) or (rows, cols)
     std::vector<float> initial;  // one value for all elements, or one for each; the mean when std > 0
     float std = 0.0f;            // normal
     bool decays = false;         // with the run's weight decay, like the 2-D weights; otherwise not at all
-    bool product = false;        // operand of a GEMM: it has a working copy in floatX, with rows padded to a multiple of 8
-    double lr_scale = 1.0;       // times the run's learning rate
-    double own_lr = 0.0;         // > 0: peak learning rate instead of the run's, on the same schedule
+    bool product = false;   // operand of a GEMM: it has a working copy in floatX, with rows padded to a multiple of 8
+    double lr_scale = 1.0;  // times the run's learning rate
+    double own_lr = 0.0;    // > 0: peak learning rate instead of the run's, on the same schedule
     double beta1 = 0.0, beta2 = 0.0;  // > 0: instead of the run's
-    double own_decay = -1.0;     // >= 0: weight decay instead of the run's
+    double own_decay = -1.0;          // >= 0: weight decay instead of the run's
     bool frozen = false;
-    bool clipped_gate = false;   // takes part in the joint clip of gate gradients
+    bool clipped_gate = false;  // takes part in the joint clip of gate gradients
 };
 
 // Where a parameter lies, once there is memory.
 struct RuleTensor {
-    const float* value = nullptr;    // fp32
-    const floatX* copy = nullptr;    // floatX, of product parameters
-    float* grad = nullptr;           // fp32, accumulated over micro-steps; null in inference
+    const float* value = nullptr;  // fp32
+    const floatX* copy = nullptr;  // floatX, of product parameters
+    float* grad = nullptr;         // fp32, accumulated over micro-steps; null in inference
 };
 
 // The tensors of a sublayer's last linear map, whose gradients give a scalar's (see branch_scale.cuh).
@@ -70,10 +72,10 @@ struct RuleShape {
     NormKind kind = NormKind::layer;
     bool norm_bias = true;  // layer norms have one
     float eps = 1e-5f;
-    int64_t N = 0;          // tokens of the largest micro-batch
+    int64_t N = 0;  // tokens of the largest micro-batch
     bool training = true;
     Scheme scheme;
-    bool prores = false;    // a schedule multiplies every branch
+    bool prores = false;  // a schedule multiplies every branch
     int last() const { return 2 * L; }
     const SublayerNorms& norms(int k) const { return scheme.sublayers[static_cast<size_t>(k - 1)]; }
     bool out(int s) const { return s > 0 && norms(s).out; }
@@ -83,7 +85,7 @@ struct RuleShape {
 
 // Asks for device memory, by segment of the dry run's table.
 class Planner {
-public:
+  public:
     virtual ~Planner() = default;
     template <class T>
     void want(const std::string& segment, int64_t count, T*& pointer) {
@@ -102,8 +104,8 @@ struct Pass {
 
 // ---------------------------------------------------------------------------------------------------------------------
 
-// One buffer of `count` elements for each wanted seam s. Inference keeps nothing for a backward pass: there `ring` buffers
-// take turns.
+// One buffer of `count` elements for each wanted seam s. Inference keeps nothing for a backward pass: there `ring`
+// buffers take turns.
 template <class T, class Wanted>
 void want_seams(Planner& planner, const std::string& segment, int64_t count, std::vector<T*>& pointers, bool training,
                 int ring, Wanted wanted) {
@@ -120,7 +122,7 @@ void want_seams(Planner& planner, const std::string& segment, int64_t count, std
 }
 
 class Rule {
-public:
+  public:
     explicit Rule(const RuleShape& shape) : shape_(shape) {}
     virtual ~Rule() = default;
 
@@ -128,7 +130,8 @@ public:
     std::vector<RuleTensor> tensors;        // the same, set by the model before ready()
     std::vector<LastMap> last_maps;         // (2L+1), by s; set by the model
     float output_init_scale = 1.0f;         // of the initial spread of output projections
-    std::vector<SeamNorm> out_norms, post_norms, in_norms;  // (2L+1), by s; gains set by the model, statistics by plan()
+    std::vector<SeamNorm> out_norms, post_norms,
+        in_norms;  // (2L+1), by s; gains set by the model, statistics by plan()
 
     // Memory. The base asks for what every rule has: u, z, statistics of norms, dz.
     virtual void plan(Planner& planner);
@@ -149,29 +152,29 @@ public:
     // Once per update, behind the last micro-step: gradients that follow from accumulated ones.
     virtual void finish_gradients(const Pass&) {}
 
-    virtual floatX* embedding() = 0;              // (N,C)
+    virtual floatX* embedding() = 0;  // (N,C)
     // What stands behind sublayer s before any norm of the next: the stream, all streams, or what attention over depth
     // reads; for statistics. (N, stream_channels()), valid between forward(s) and the backward pass.
     virtual const floatX* stream(int s) = 0;
     virtual int stream_channels() const { return shape_.C; }
-    virtual floatX* input(int s) { return z_[static_cast<size_t>(s)]; }    // (N,C) of sublayer s+1, or the head
-    virtual floatX* output(int s) { return u_[static_cast<size_t>(s)]; }   // (N,C) of sublayer s
-    virtual const floatX* d_output(int s) = 0;    // (N,C) gradient of output(s) without branch_scale(s)
-    floatX* d_input() { return dz_; }             // (N,C)
-    virtual const floatX* d_embedding() = 0;      // (N,C)
+    virtual floatX* input(int s) { return z_[static_cast<size_t>(s)]; }   // (N,C) of sublayer s+1, or the head
+    virtual floatX* output(int s) { return u_[static_cast<size_t>(s)]; }  // (N,C) of sublayer s
+    virtual const floatX* d_output(int s) = 0;  // (N,C) gradient of output(s) without branch_scale(s)
+    floatX* d_input() { return dz_; }           // (N,C)
+    virtual const floatX* d_embedding() = 0;    // (N,C)
     // Device scalar that the products behind d_output(s) must take as alpha; null: 1.
     virtual const float* branch_scale(int s) const { return prores() && !shape_.out(s) ? beta_ + s : nullptr; }
     // The last linear map's gradients accumulate without branch_scale(s); finish_gradients() completes them.
     virtual bool raw_last_map(int) const { return false; }
     const RuleShape& shape() const { return shape_; }
 
-protected:
+  protected:
     bool prores() const { return shape_.prores; }
     // The frame's scale and out_scale: the branch factor, and whether N_out^T must see it.
     const float* seam_scale(int s) const { return has_beta() ? beta_ + s : nullptr; }
     const float* seam_out_scale(int s) const { return shape_.out(s) && !branch_scale(s) ? seam_scale(s) : nullptr; }
     virtual bool keeps_u(int s) const { return shape_.out(s) || u_is_state(); }  // for the backward pass
-    virtual bool u_is_state() const { return false; }  // outputs are kept in inference too
+    virtual bool u_is_state() const { return false; }                            // outputs are kept in inference too
     SeamShape seam_shape(const Pass& pass, int s) const {
         return {pass.N, shape_.C, shape_.kind, shape_.eps, s > 0 ? shape_.norms(s).skip : 1.0f};
     }

@@ -6,7 +6,8 @@
 #include "kernels/error.h"
 #include "residual/options.h"
 
-static const std::vector<std::string> names = {"pre", "post", "sandwich", "peri", "deepnorm", "mix", "lns", "keel", "outnorm"};
+static const std::vector<std::string> names = {"pre", "post", "sandwich", "peri",   "deepnorm",
+                                               "mix", "lns",  "keel",     "outnorm"};
 
 bool is_scheme(const std::string& name) {
     return std::find(names.begin(), names.end(), name) != names.end();
@@ -18,7 +19,9 @@ std::string scheme_names() {
     return all;
 }
 
-bool is_scheme_option(const std::string& key) { return key == "final_norm" || key == "deepnorm_init" || key == "lns"; }
+bool is_scheme_option(const std::string& key) {
+    return key == "final_norm" || key == "deepnorm_init" || key == "lns";
+}
 
 Scheme make_scheme(const std::string& name, int layers, RuleOptions& options) {
     if (!is_scheme(name)) throw user_error("--norm %s: there are %s", name.c_str(), scheme_names().c_str());
@@ -36,7 +39,8 @@ Scheme make_scheme(const std::string& name, int layers, RuleOptions& options) {
         norms.in = !(name == "post" || name == "deepnorm" || name == "outnorm" || post_layer);
         if (name == "deepnorm") norms.skip = static_cast<float>(std::pow(2.0 * layers, 0.25));
         if (name == "keel") norms.skip = 2.0f * static_cast<float>(layers);
-        if (name == "lns") (gain_init ? norms.in_init : norms.in_scale) = static_cast<float>(1.0 / std::sqrt(static_cast<double>(l)));
+        if (name == "lns")
+            (gain_init ? norms.in_init : norms.in_scale) = static_cast<float>(1.0 / std::sqrt(static_cast<double>(l)));
         scheme.sublayers.push_back(norms);
         scheme.sublayers.push_back(norms);
     }

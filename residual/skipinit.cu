@@ -10,15 +10,16 @@
 namespace {
 
 class SkipInit : public BranchFactorRule {
-public:
+  public:
     SkipInit(const RuleShape& shape, RuleOptions&) : BranchFactorRule(shape) {
         for (int k = 1; k <= shape.last(); k++) add({"skip_alpha", Place::sublayer, k, {1}, {0.0f}});
     }
 
-protected:
+  protected:
     int factor(int s) const override { return s - 1; }
 };
 
 }  // namespace
 
-extern const RuleEntry skipinit_rule = {"skipinit", "x + s*u, one s per sublayer, from 0", ALL_SCHEMES, make_rule<SkipInit>, true};
+extern const RuleEntry skipinit_rule = {"skipinit", "x + s*u, one s per sublayer, from 0", ALL_SCHEMES,
+                                        make_rule<SkipInit>, true};

@@ -3,7 +3,7 @@
 #include "residual/rule.h"
 
 class StreamRule : public Rule {
-public:
+  public:
     using Rule::Rule;
     void plan(Planner& planner) override;
     void forward(const Pass& pass, int s) override;
@@ -14,7 +14,7 @@ public:
     const floatX* d_embedding() override { return dx_; }
     const floatX* stream(int s) override { return x_[static_cast<size_t>(s)]; }
 
-protected:
+  protected:
     // The functor of seam s >= 1; the default is vanilla.
     virtual void seam_forward(const SeamForward& seam, const SeamShape& shape, const Pass& pass, int s);
     virtual void seam_backward(SeamBackward& seam, const SeamShape& shape, const Pass& pass, int s);
@@ -26,7 +26,7 @@ protected:
     SeamForward forward_seam(int s);
     SeamBackward backward_seam(int s);
 
-    std::vector<floatX*> x_, p_;  // (2L+1) of (N,C), by s; p: the sum before N_post
-    floatX* entry_ = nullptr;     // (N,C) the embedding before N_emb
+    std::vector<floatX*> x_, p_;            // (2L+1) of (N,C), by s; p: the sum before N_post
+    floatX* entry_ = nullptr;               // (N,C) the embedding before N_emb
     floatX *dx_ = nullptr, *du_ = nullptr;  // (N,C)
 };

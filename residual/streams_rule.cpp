@@ -3,7 +3,8 @@
 StreamsRule::StreamsRule(const RuleShape& shape, int n) : Rule(shape), n_(n) {
     const int limit = (n <= 4 ? 512 : 256) * PackX::size;
     if (shape.C > limit)
-        throw user_error("--channels %d with %d residual streams: in this build up to %d channels are possible", shape.C, n, limit);
+        throw user_error("--channels %d with %d residual streams: in this build up to %d channels are possible",
+                         shape.C, n, limit);
 }
 
 void StreamsRule::plan(Planner& planner) {

@@ -4,7 +4,7 @@
 #include "residual/streams.cuh"
 
 class StreamsRule : public Rule {
-public:
+  public:
     // UserError when n streams of so many channels are too many for one block's registers.
     StreamsRule(const RuleShape& shape, int n);
     void plan(Planner& planner) override;
@@ -17,7 +17,7 @@ public:
     const floatX* d_embedding() override { return du_; }
     int stream_channels() const override { return n_ * shape_.C; }
 
-protected:
+  protected:
     bool keeps_u(int) const override { return true; }
     StreamShape streams(const Pass& pass) const { return {pass.N, shape_.C, n_, shape_.kind, shape_.eps}; }
     // N_emb around x_0, in scheme peri.

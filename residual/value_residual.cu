@@ -23,7 +23,8 @@ __device__ __forceinline__ void each_pack(int64_t N, int W, int KV, F f) {
     }
 }
 
-__global__ void __launch_bounds__(THREADS) value_copy_kernel(floatX* kept, const floatX* qkv, int64_t N, int W, int KV) {
+__global__ void __launch_bounds__(THREADS)
+    value_copy_kernel(floatX* kept, const floatX* qkv, int64_t N, int W, int KV) {
     each_pack(N, W, KV, [&](int64_t v, int64_t q) { store_pack(kept + v, load_pack(qkv + q)); });
 }
 
@@ -99,17 +100,21 @@ void value_copy(floatX* kept, const floatX* qkv, int64_t N, int W, int KV, cudaS
     launch(value_copy_kernel, blocks(N, KV), THREADS, 0, stream, kept, qkv, N, W, KV);
 }
 
-void value_mix(floatX* qkv, floatX* own, const floatX* first, const float* lambda, int64_t N, int W, int KV, cudaStream_t stream) {
+void value_mix(floatX* qkv, floatX* own, const floatX* first, const float* lambda, int64_t N, int W, int KV,
+               cudaStream_t stream) {
     launch(value_mix_kernel, blocks(N, KV), THREADS, 0, stream, qkv, own, first, lambda, N, W, KV);
 }
 
-size_t value_scratch_bytes() { return MAX_BLOCKS * 2 * sizeof(float); }
+size_t value_scratch_bytes() {
+    return MAX_BLOCKS * 2 * sizeof(float);
+}
 
-void value_mix_backward(floatX* dqkv, float* dfirst, bool new_dfirst, float* dlambda, const floatX* own, const floatX* first,
-                        const float* lambda, float* scratch, int64_t N, int W, int KV, cudaStream_t stream) {
+void value_mix_backward(floatX* dqkv, float* dfirst, bool new_dfirst, float* dlambda, const floatX* own,
+                        const floatX* first, const float* lambda, float* scratch, int64_t N, int W, int KV,
+                        cudaStream_t stream) {
     const int grid = blocks(N, KV);
-    launch(value_mix_backward_kernel, grid, THREADS, sizeof(Shared), stream, dqkv, dfirst, new_dfirst, scratch, own, first,
-           lambda, N, W, KV);
+    launch(value_mix_backward_kernel, grid, THREADS, sizeof(Shared), stream, dqkv, dfirst, new_dfirst, scratch, own,
+           first, lambda, N, W, KV);
     PartialTargets target;
     target.total[0] = dlambda;
     add_partials(target, scratch, grid, 1, 2, stream);

@@ -46,7 +46,8 @@ void X0::ready(const RuleShape& shape, cudaStream_t stream) {
     rms0_norm_.gain = ones_;
 }
 
-void X0::forward(const RuleShape& shape, const SeamNorm& embed_norm, const floatX* entry, floatX* x0, const Pass& pass) const {
+void X0::forward(const RuleShape& shape, const SeamNorm& embed_norm, const floatX* entry, floatX* x0,
+                 const Pass& pass) const {
     auto norm = [&](const floatX* from, floatX* to, const SeamNorm& with, const SeamShape& seam_shape) {
         SeamForward seam = {};
         seam.x = from;
@@ -58,8 +59,8 @@ void X0::forward(const RuleShape& shape, const SeamNorm& embed_norm, const float
     if (rms0_) norm(shape.post(0) ? normed_ : entry, x0, rms0_norm_, rms0_shape(shape, pass));
 }
 
-void X0::backward(const RuleShape& shape, const SeamNorm& embed_norm, const floatX* entry, floatX* dx, const floatX* extra,
-                  const float* factor, const Pass& pass) const {
+void X0::backward(const RuleShape& shape, const SeamNorm& embed_norm, const floatX* entry, floatX* dx,
+                  const floatX* extra, const float* factor, const Pass& pass) const {
     const int64_t count = pass.N * shape.C;
     if (gradient_ || extra) {
         const int blocks = static_cast<int>(std::min(ceil_div(count, int64_t{THREADS * PackX::size}), int64_t{4096}));

@@ -7,7 +7,7 @@
 
 #include <cuda_runtime.h>
 
-// See kernels/gpu/collectives.cuh: a fiber costs more than a loop.
+// See kernels/gpu/collectives.cuh: a fiber costs more than a loop, so that rows longer than a warp's packs go wide.
 constexpr bool WIDE_ROWS = true;
 
 namespace simt {

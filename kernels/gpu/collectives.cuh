@@ -8,8 +8,8 @@
 
 #include <cuda_runtime.h>
 
-// Kernels that work on rows and are compiled for one width only: whether a thread holds several packs of 16 bytes (few,
-// costly threads) or one (many cheap ones).
+// Kernels that work on rows: whether they are also compiled with several packs of 16 bytes per thread, for machines of few,
+// costly threads. Here one pack does, except for the longest rows.
 constexpr bool WIDE_ROWS = false;
 
 #ifdef __CUDACC__  // host-only files include this through kernels/common.cuh and see nothing
