@@ -39,10 +39,10 @@ LIBRARY := $(wildcard model/*.cu model/*.cpp parallel/*.cpp optimizer/*.cpp data
 SIMT := $(if $(filter cpu,$(BACKEND)),$(wildcard simt/*.cpp))
 BENCH := $(wildcard dev/bench/bench*.cu)
 PROGRAMS := train_gpt2 eval_gpt2 sample_gpt2 tokenize bench
-# Tests of kernels, of the CPU machine, and of the rules inside a model: what the check and asan variants build.
+# Tests of kernels and of the CPU machine: what the check and asan variants build; check has the rules inside a model too.
 KERNEL_TESTS := $(wildcard $(addprefix tests/test_,$(addsuffix .c*,simt* ptx matmul cublaslt activation attention* seam depth_attention \
-                  embedding bias classifier rope swiglu adamw gradient_norm nccl hc mhc rules rule_sizes \
-                  branch_scale value_residual x0 gate_clip)))
+                  embedding bias classifier rope swiglu adamw gradient_norm nccl hc mhc \
+                  branch_scale value_residual x0 gate_clip $(if $(filter check,$(VARIANT)),rules rule_sizes))))
 ALL_TESTS := $(wildcard tests/test_*.cpp tests/test_*.cu) tests/run_program.cpp
 TESTS := $(if $(VARIANT),$(KERNEL_TESTS),$(if $(filter cuda,$(BACKEND)),$(filter-out tests/test_simt%,$(ALL_TESTS)),$(ALL_TESTS)))
 
@@ -113,7 +113,7 @@ $(addprefix $(BUILD)/,$(filter-out bench,$(PROGRAMS))): $(BUILD)/%: $(OBJ)/%.mai
 $(BUILD)/bench: $(call objects,$(BENCH)) $(LIB_OBJ)
 	@echo link $@
 	@$(LINK) $(LDFLAGS) -o $@ $^ $(LIBS)
-$(BUILD)/tests: $(TEST_OBJ) $(if $(VARIANT),$(KERNEL_OBJ) $(MODEL_OBJ),$(LIB_OBJ))
+$(BUILD)/tests: $(TEST_OBJ) $(if $(VARIANT),$(KERNEL_OBJ) $(if $(filter check,$(VARIANT)),$(MODEL_OBJ),$(call objects,$(wildcard parallel/*.cpp))),$(LIB_OBJ))
 	@echo link $@
 	@$(LINK) $(LDFLAGS) -o $@ $^ $(LIBS)
 # The program that tests collectives under mpirun.

@@ -117,5 +117,5 @@ TEST_CASE("golden training runs", "[model]") {
 TEST_CASE("sample training runs beside the project", "[model]") {
     if (!have_program("train_gpt2")) SKIP_TEST("sample training runs: RESIDUAL_BUILD names no build");
     if (!fs::exists("../shared/samples")) SKIP_TEST("sample training runs: ../shared/samples is not here");
-    check_folder("../shared/samples", "gpt2_pre_vanilla");
+    check_folder("../shared/samples", "");
 }
