@@ -8,7 +8,7 @@
 #   make carry      gathers header libraries into .carry/ for a machine without packages (use: make DEPS=.carry)
 #
 #   BACKEND=cpu|cuda  PRECISION=fp32|bf16  CUDA=/usr/local/cuda  ARCHS="80 90a"  DEPS=FOLDER
-#   VARIANT=check|asan   (CPU) kernels under the checking mode / AddressSanitizer; builds tests of kernels only
+#   VARIANT=check|asan   (CPU) kernels under the checking mode / AddressSanitizer; builds tests of kernels, check of rules too
 #
 # A build lives in build/BACKEND-PRECISION[-VARIANT]/; build/NAME links to the default build's programs.
 

@@ -27,16 +27,17 @@ static std::string gate_name(const std::string& name) {
 static json gate_value(const Tensor& t, const std::vector<float>& arena) {
     const float* values = arena.data() + t.offset;
     if (t.true_count() == 1) return values[0];
+    constexpr int64_t most_listed = 32;
     json list = json::array();
     double sum = 0, square = 0;
     for (int64_t r = 0; r < t.rows; r++)
         for (int64_t c = 0; c < t.cols; c++) {
             const double x = values[r * t.stored_cols + c];
             sum += x, square += x * x;
-            list.push_back(x);
+            if (t.true_count() <= most_listed) list.push_back(x);
         }
     const double n = static_cast<double>(t.true_count());
-    if (t.true_count() <= 32) return list;
+    if (t.true_count() <= most_listed) return list;
     return {{"mean", sum / n}, {"rms", std::sqrt(square / n)}};
 }
 

@@ -121,11 +121,11 @@ static void check_init(const ModelConfig& c) {
         for (const std::string& name : names) known += (known.empty() ? "" : ", ") + name;
         throw user_error("--init %s: there is no such choice; there are: %s", c.init.c_str(), known.c_str());
     }
-    // Embeddings of size 0.6 that are the head as well would start with logits some thirty times too large.
     if (c.init == "gpt2_scaled" && c.norm_scheme != "pre")
         throw user_error(
             "--init gpt2_scaled with --norm %s: it is made for pre alone; normal02 is the usual choice here",
             c.norm_scheme.c_str());
+    // Embeddings of size 0.6 that are the head as well would start with logits some thirty times too large.
     if (c.init == "scaled_embed" && c.tie)
         throw user_error("--init scaled_embed with --tie: its embeddings are too large for a head; use --no-tie");
 }

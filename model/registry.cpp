@@ -28,8 +28,7 @@ const char* class_name(ParamClass cls) {
 }
 
 const Tensor& Registry::find(const std::string& name) const {
-    for (const Tensor& tensor : tensors)
-        if (tensor.name == name) return tensor;
+    if (const Tensor* tensor = find_or_null(name)) return *tensor;
     programming_error("no such tensor", name.c_str(), __FILE__, __LINE__);
 }
 
@@ -93,7 +92,6 @@ Residual config_residual(const ModelConfig& c, int64_t N, bool training) {
     shape.L = c.layers;
     shape.C = c.channels;
     shape.kind = is_llama(c) ? NormKind::rms : NormKind::layer;
-    shape.norm_bias = !is_llama(c) && c.bias;
     shape.eps = c.norm_eps;
     shape.N = N;
     shape.training = training;

@@ -193,13 +193,13 @@ double model_update(Model& model, const UpdateSettings& settings, int64_t step) 
     }
     gradient_norm(model.clip, model.grads, model.registry.arena, static_cast<float>(settings.grad_clip), model.scratch,
                   model.stream);
-    if (model.residual.gate_clip > 0) {
+    if (model.rule().gate_clip > 0) {
         std::vector<int64_t> gates;
         for (size_t i = 0; i < model.registry.tensors.size(); i++) {
             const Tensor& t = model.registry.tensors[i];
             if (t.clipped_gate && !model.adamw_host[i].frozen) gates.push_back(t.offset);
         }
-        clip_gates(model.grads, gates, model.clip, static_cast<float>(model.residual.gate_clip), model.stream);
+        clip_gates(model.grads, gates, model.clip, static_cast<float>(model.rule().gate_clip), model.stream);
     }
     adamw_update(model.params, model.master, model.grads, model.m, model.v, model.adamw_tensors, model.adamw_chunk_list,
                  static_cast<int>(model.chunks_host.size()), model.clip, true, settings.seed,

@@ -18,12 +18,7 @@ namespace {
 class AttnRes : public DepthRule {
   public:
     AttnRes(const RuleShape& shape, RuleOptions&) : DepthRule(shape) {
-        for (int k = 1; k <= shape.last(); k++) {
-            add({"ar_query", Place::sublayer, k, {shape.C}, {0.0f}});
-            add({"ar_gain", Place::sublayer, k, {shape.C}, {1.0f}});
-        }
-        add({"final_ar_query", Place::model, 0, {shape.C}, {0.0f}});
-        add({"final_ar_gain", Place::model, 0, {shape.C}, {1.0f}});
+        add_sublayer_queries();
 
         const int last = shape.last();
         sites_.resize(static_cast<size_t>(last) + 1);
@@ -42,12 +37,6 @@ class AttnRes : public DepthRule {
             site.gather_place = s - first;
             for (int other = s + 1; other <= end; other++) site.near_queries.push_back(other);
         }
-    }
-
-  protected:
-    void ready_weights() override {
-        for (int j = 0; j <= shape_.last(); j++)  // the query asked at seam j is sublayer j+1's, or the final one
-            weights_.push_back({value(2 * j), value(2 * j + 1), grad(2 * j), grad(2 * j + 1)});
     }
 };
 

@@ -17,18 +17,8 @@ namespace {
 class AttnResBlock : public DepthRule {
   public:
     AttnResBlock(const RuleShape& shape, RuleOptions& options) : DepthRule(shape) {
-        if (options.given("blocks") && options.given("block_size"))
-            throw user_error("--residual-opt blocks and block_size: one follows from the other, give one of them");
-        const int last = shape.last();
-        const int blocks = options.integer("blocks", 8, 1, 1 << 20);
-        const int S = std::min(options.integer("block_size", ceil_div(last, blocks), 1, 1 << 20), last);
-        for (int k = 1; k <= last; k++) {
-            add({"ar_query", Place::sublayer, k, {shape.C}, {0.0f}});
-            add({"ar_gain", Place::sublayer, k, {shape.C}, {1.0f}});
-        }
-        add({"final_ar_query", Place::model, 0, {shape.C}, {0.0f}});
-        add({"final_ar_gain", Place::model, 0, {shape.C}, {1.0f}});
-
+        const int last = shape.last(), S = std::min(block_size(options, last, 8, 0), last);
+        add_sublayer_queries();
         sites_.resize(static_cast<size_t>(last) + 1);
         sites_[0].gathered = {0};
         for (int s = 1; s <= last; s++) {
@@ -44,12 +34,6 @@ class AttnResBlock : public DepthRule {
             if (site.piece == 0) site.piece_size = std::min(DEPTH_GROUP, end - s + 1);
             if (site.complete) site.gathered = {s};
         }
-    }
-
-  protected:
-    void ready_weights() override {
-        for (int j = 0; j <= shape_.last(); j++)
-            weights_.push_back({value(2 * j), value(2 * j + 1), grad(2 * j), grad(2 * j + 1)});
     }
 };
 

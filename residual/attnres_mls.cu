@@ -3,7 +3,8 @@
 // stream is mixed anew from all streams so far:
 //
 //     s_0 = x_0,   s_b = the stream at the end of block b;   block 1 starts from x_0,
-//     block b >= 2 from h = SUM_{i<b} p_i*s_i,  p = softmax_i <q_{b-1}, RMS0(s_i)>;   x = the same over all s, with q_out
+//     block b >= 2 from h = SUM_{i<b} p_i*s_i,  p = softmax_i <q_{b-1}, RMS0(s_i)>;   the head reads the same, with
+//     q_out
 //
 //     attnres_queries    [nblk-1, C], 0    one per model, no decay
 //     attnres_query_out  [C], 0            one per model, no decay
@@ -18,11 +19,7 @@ namespace {
 class AttnResMls : public DepthRule {
   public:
     AttnResMls(const RuleShape& shape, RuleOptions& options) : DepthRule(shape) {
-        if (options.given("blocks") && options.given("block_size"))
-            throw user_error("--residual-opt blocks and block_size: one follows from the other, give one of them");
-        const int by_blocks = options.given("blocks") ? ceil_div(shape.L, options.integer("blocks", 0, 1, 1 << 20)) : 4;
-        const int size = options.integer("block_size", by_blocks, 1, 1 << 20);
-        options.integer("blocks", 1, 1, 1 << 20);
+        const int size = block_size(options, shape.L, 0, 4);
         blocks_ = ceil_div(shape.L, size);
         if (blocks_ > 1) add({"attnres_queries", Place::model, 0, {blocks_ - 1, shape.C}, {0.0f}});
         add({"attnres_query_out", Place::model, 0, {shape.C}, {0.0f}});

@@ -8,8 +8,8 @@
 namespace {
 
 constexpr int STEP = 2;  // rows that share a reduction
-constexpr int WIDE_THREADS =
-    256;  // rows of registers are many in the group kernels: wide ones leave room for fewer threads
+// Rows of registers are many in the group kernels: wide ones leave room for fewer threads.
+constexpr int WIDE_THREADS = 256;
 static_assert(STEP * DEPTH_GROUP <= MAX_ROW_SUMS && 2 + DEPTH_NEAR <= MAX_ROW_SUMS);
 
 // A row as it lies in memory: in bf16 half the registers of a Row, two channels in a word (single bf16 values would

@@ -1,5 +1,12 @@
 #include "residual/depth_rule.h"
 
+int DepthRule::block_size(RuleOptions& options, int units, int default_blocks, int default_size) {
+    if (options.given("blocks") && options.given("block_size"))
+        throw user_error("--residual-opt blocks and block_size: one follows from the other, give one of them");
+    const int blocks = options.integer("blocks", default_blocks, 1, 1 << 20);
+    return options.integer("block_size", blocks > 0 ? ceil_div(units, blocks) : default_size, 1, 1 << 20);
+}
+
 void DepthRule::plan(Planner& planner) {
     Rule::plan(planner);
     const int64_t N = shape_.N, C = shape_.C;
@@ -45,6 +52,20 @@ void DepthRule::plan(Planner& planner) {
     planner.want("backward", DEPTH_GROUP * N * C, gathered_);
     planner.want("backward", N * C, dx_);
     if (shape_.out(1)) planner.want("backward", N * C, du_);
+}
+
+void DepthRule::add_sublayer_queries() {
+    for (int k = 1; k <= shape_.last(); k++) {
+        add({"ar_query", Place::sublayer, k, {shape_.C}, {0.0f}});
+        add({"ar_gain", Place::sublayer, k, {shape_.C}, {1.0f}});
+    }
+    add({"final_ar_query", Place::model, 0, {shape_.C}, {0.0f}});
+    add({"final_ar_gain", Place::model, 0, {shape_.C}, {1.0f}});
+}
+
+void DepthRule::ready_weights() {
+    for (int j = 0; j <= shape_.last(); j++)
+        weights_.push_back({value(2 * j), value(2 * j + 1), grad(2 * j), grad(2 * j + 1)});
 }
 
 int DepthRule::seam_of_query(int number) const {
@@ -98,13 +119,7 @@ void DepthRule::forward(const Pass& pass, int s) {
     seam.z = z_[i];
     seam.in = in_norms[i];
     if (s == 0) {
-        if (shape_.post(0)) {
-            SeamForward entry = {};
-            entry.x = entry_;
-            entry.x_new = x_[0];
-            entry.post = post_norms[0];
-            vanilla_forward(entry, seam_shape(pass, 0), pass.stream);
-        }
+        if (shape_.post(0)) norm_rows_forward(entry_, x_[0], post_norms[0], seam_shape(pass, 0), pass.stream);
         seam.u = x_[0];
     } else {
         seam.u = u_[i];
@@ -194,14 +209,8 @@ void DepthRule::backward(const Pass& pass, int s) {
     if (site.complete)
         matmul_backward_weight(pass.mm, dq_, args.coef, args.source.rows, static_cast<int>(N), shape_.C, coef_columns(),
                                pass.stream);
-    if (s == 0 && shape_.post(0)) {
-        SeamBackward entry = {};
-        entry.dx_new = entry.dx = dx_;
-        entry.p = entry_;
-        entry.post = post_norms[0];
-        entry.first = true;
-        vanilla_backward(entry, seam_shape(pass, 0), pass.scratch, pass.stream);
-    }
+    if (s == 0 && shape_.post(0))
+        norm_rows_backward(dx_, entry_, post_norms[0], seam_shape(pass, 0), pass.scratch, pass.stream);
 }
 
 void DepthRule::end_backward(const Pass& pass) {

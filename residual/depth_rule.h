@@ -45,7 +45,13 @@ class DepthRule : public Rule {
     float eps_ = 1e-6f;
     bool stream_ = false;  // behind a query the stream goes on from h (attnres_mls)
 
-    virtual void ready_weights() = 0;
+    // The options blocks and block_size, one of which may be given: how many of `units` make a block. Without either,
+    // it follows from default_blocks, or if that is 0 it is default_size.
+    static int block_size(RuleOptions& options, int units, int default_blocks, int default_size);
+    // A query and its key gain for every sublayer, and for the head: what attnres and attnres_block declare.
+    void add_sublayer_queries();
+    // Fills weights_; the default takes add_sublayer_queries()'s, the query asked at seam j being sublayer j+1's.
+    virtual void ready_weights();
     // The source is the sublayer's output as it lies there.
     bool source_is_u(int s) const { return s > 0 && !sites_[static_cast<size_t>(s)].sums && !shape_.out(s); }
     bool u_is_state() const override { return !sites_[1].sums && !shape_.out(1); }

@@ -123,6 +123,7 @@ class GpasRule : public StreamRule {
                      : static_cast<Where>(index(where_names, options.choice("place", where_names, "after_sublayer")));
         if (where_ == Where::after_norm && shape.scheme.name == "outnorm")
             throw user_error("--residual-opt place=after_norm: scheme outnorm has no norm in front of its sublayers");
+        gate_clip = options.number("gate_clip", 0, 0, 1e9);
         const bool frozen = options.choice("freeze", {"gate", "none"}, "none") == "gate";
         for (int l = 1; l <= shape.L; l++) {
             RuleParameter gate{"gpas_gate", Place::layer, l, {1}, {0.0f}};
@@ -172,13 +173,8 @@ class GpasRule : public StreamRule {
         seam.du = nullptr;
         seam.post = {};
         run_backward(seam, pass, 0);
-        if (!shape_.post(0)) return;
-        SeamBackward entry = {};  // N_emb^T
-        entry.dx_new = entry.dx = dx_;
-        entry.p = entry_;
-        entry.post = post_norms[0];
-        entry.first = true;
-        vanilla_backward(entry, seam_shape(pass, 0), pass.scratch, pass.stream);
+        if (shape_.post(0))
+            norm_rows_backward(dx_, entry_, post_norms[0], seam_shape(pass, 0), pass.scratch, pass.stream);
     }
     void finish_gradients(const Pass& pass) override {
         if (where_ != Where::after_norm && where_ != Where::branch_output) return;
@@ -222,13 +218,8 @@ class GpasRule : public StreamRule {
     }
     // x_0 through the first gate: the frame with a stream of zeros, and the embedding as the branch.
     SeamForward entry_seam(const Pass& pass) {
-        if (shape_.post(0)) {  // N_emb in place of its own memory would lose its input: it goes by way of x_0
-            SeamForward entry = {};
-            entry.x = entry_;
-            entry.x_new = x_[0];
-            entry.post = post_norms[0];
-            vanilla_forward(entry, seam_shape(pass, 0), pass.stream);
-        }
+        // N_emb in place of its own memory would lose its input: it goes by way of x_0.
+        if (shape_.post(0)) norm_rows_forward(entry_, x_[0], post_norms[0], seam_shape(pass, 0), pass.stream);
         SeamForward seam = forward_seam(0);
         seam.x = nullptr;
         seam.u = shape_.post(0) ? x_[0] : entry_;

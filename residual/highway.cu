@@ -9,7 +9,7 @@
 //     hw_b  [C], 0 (convex: -2)       one per sublayer, no decay
 //
 // With ProRes, r*alpha*v is added.
-#include "residual/row_kernel.cuh"
+#include "residual/gate.cuh"
 #include "residual/stream_rule.h"
 
 namespace {
@@ -18,42 +18,24 @@ struct Highway : RowFunction {
     struct Args {
         const floatX* zeta;  // (N,C) x W^T; forward
         const float* b;      // (C)
-        floatX* r;           // (N,C) written forward, read backward; null in inference
-        const float* alpha;  // ProRes's factor; null: 1
-        bool convex;
-        const floatX* x;  // (N,C); backward
-        floatX* dzeta;    // (N,C); backward
+        BranchGate gate;
+        floatX* dzeta;  // (N,C); backward
     };
     static constexpr int channel_sums = 1;
     static constexpr bool reads_v = true, allows_post = false;
 
     template <class Lane, class Row = typename Lane::Row>
     static __device__ __forceinline__ Row combine(const Lane& lane, const Args& args, const Row& x, const Row& v) {
-        Row zeta = lane.load(args.zeta), b = lane.load_channels(args.b), r, p;
+        Row zeta = lane.load(args.zeta), b = lane.load_channels(args.b);
 #pragma unroll
-        for (int i = 0; i < r.size; i++) r[i] = 1.0f / (1.0f + expf(-(zeta[i] + b[i])));
-        if (args.r != nullptr)
-            lane.store(args.r, r);
-        else
-            lane.round(r);
-        float alpha = args.alpha != nullptr ? *args.alpha : 1.0f;
-#pragma unroll
-        for (int i = 0; i < p.size; i++) p[i] = (args.convex ? (1.0f - r[i]) * x[i] : x[i]) + alpha * r[i] * v[i];
-        return p;
+        for (int i = 0; i < zeta.size; i++) zeta[i] += b[i];
+        return args.gate.combine(lane, zeta, x, v);
     }
 
     template <class Lane, class Saved, class Sums, class Row = typename Lane::Row>
     static __device__ __forceinline__ void backward(const Lane& lane, const Args& args, const Row& dp,
                                                     const Saved& saved, Row& dx, Row& dv, Sums& sums) {
-        Row r = lane.load(args.r), x = {}, dzeta;
-        if (args.convex) x = lane.load(args.x);
-        float alpha = args.alpha != nullptr ? *args.alpha : 1.0f;
-#pragma unroll
-        for (int i = 0; i < dp.size; i++) {
-            dzeta[i] = dp[i] * (alpha * saved.v[i] - x[i]) * r[i] * (1.0f - r[i]);
-            dx[i] = args.convex ? (1.0f - r[i]) * dp[i] : dp[i];
-            dv[i] = alpha * r[i] * dp[i];
-        }
+        Row dzeta = args.gate.backward(lane, dp, saved.v, dx, dv);
         sums.add(0, dzeta);
         lane.store(args.dzeta, dzeta);
     }
@@ -85,7 +67,7 @@ class HighwayRule : public StreamRule {
     static int w(int s) { return 2 * (s - 1); }
     Highway::Args args(int s) const {
         const size_t i = static_cast<size_t>(s);
-        return {zeta_, value(w(s) + 1), r_[i], seam_scale(s), convex_, x_[i - 1], zeta_};
+        return {zeta_, value(w(s) + 1), {r_[i], seam_scale(s), convex_, x_[i - 1]}, zeta_};
     }
     void seam_forward(const SeamForward& given, const SeamShape& shape, const Pass& pass, int s) override {
         SeamForward seam = given;

@@ -45,7 +45,11 @@ struct ProResMls : RowFunction {
 
 class ProResMlsRule : public LayerEndRule {
   public:
-    ProResMlsRule(const RuleShape& shape, RuleOptions&) : LayerEndRule(shape) {}
+    ProResMlsRule(const RuleShape& shape, RuleOptions&) : LayerEndRule(shape) {
+        if (shape.prores)
+            throw user_error(
+                "--residual prores_mls+prores: prores_mls is a schedule already, +prores would be a second");
+    }
     void plan(Planner& planner) override {
         LayerEndRule::plan(planner);
         planner.want("branch factors", shape_.L + 2, layer_alpha_);
@@ -56,6 +60,8 @@ class ProResMlsRule : public LayerEndRule {
             alpha[static_cast<size_t>(l)] =
                 evaluation ? 1.0f : static_cast<float>(std::min(static_cast<double>(passes) / (T_ * l), 1.0));
         alpha.back() = 2.0f - alpha[1];  // the factor of the last step back to x_0: see backward(0)
+        if (alpha == uploaded_) return;  // always, once the deepest layer is done
+        uploaded_ = alpha;
         CUDA_CHECK(
             cudaMemcpyAsync(layer_alpha_, alpha.data(), alpha.size() * sizeof(float), cudaMemcpyHostToDevice, stream));
         CUDA_CHECK(cudaStreamSynchronize(stream));
@@ -89,6 +95,7 @@ class ProResMlsRule : public LayerEndRule {
     }
     static constexpr double T_ = 1000;
     float* layer_alpha_ = nullptr;  // (L+2) device, by l
+    std::vector<float> uploaded_;   // what it holds
     X0 x0_{false};
 };
 

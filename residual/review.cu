@@ -11,7 +11,7 @@
 //
 // RMS0 divides a whole row, so the GEMMs take x and v as they are, and the row kernel multiplies their rows by the two
 // reciprocals, which it finds from the x and v it needs anyway. With ProRes the gate sees v, and r*alpha*v is added.
-#include "residual/row_kernel.cuh"
+#include "residual/gate.cuh"
 #include "residual/stream_rule.h"
 
 namespace {
@@ -22,11 +22,8 @@ struct Review : RowFunction {
     struct Args {
         const floatX *zh, *zu;  // (N,C) x Wh^T, v Wu^T; forward
         const float* b;         // (C) or null
-        floatX* r;              // (N,C) written forward, read backward
-        float *rx, *rv;         // (N) reciprocal root mean squares of x and v; likewise
-        const float* alpha;     // ProRes's factor; null: 1
-        bool convex;
-        const floatX* x;    // (N,C); backward
+        BranchGate gate;
+        float *rx, *rv;     // (N) reciprocal root mean squares of x and v, written forward, read backward; or null
         floatX *dzh, *dzu;  // (N,C) dzeta*rx, dzeta*rv; backward
     };
     static constexpr int channel_sums = 1;
@@ -46,40 +43,20 @@ struct Review : RowFunction {
             args.rx[lane.row] = rx;
             args.rv[lane.row] = rv;
         }
-        Row zh = lane.load(args.zh), zu = lane.load(args.zu), b = lane.load_channels(args.b, args.b != nullptr), r, p;
+        Row zh = lane.load(args.zh), zu = lane.load(args.zu), b = lane.load_channels(args.b, args.b != nullptr), zeta;
 #pragma unroll
-        for (int i = 0; i < r.size; i++) r[i] = 1.0f / (1.0f + expf(-(rx * zh[i] + rv * zu[i] + b[i])));
-        if (args.rx != nullptr)
-            lane.store(args.r, r);
-        else
-            lane.round(r);
-        float alpha = args.alpha != nullptr ? *args.alpha : 1.0f;
-#pragma unroll
-        for (int i = 0; i < p.size; i++) p[i] = (args.convex ? (1.0f - r[i]) * x[i] : x[i]) + alpha * r[i] * v[i];
-        return p;
+        for (int i = 0; i < zeta.size; i++) zeta[i] = rx * zh[i] + rv * zu[i] + b[i];
+        return args.gate.combine(lane, zeta, x, v);
     }
 
     template <class Lane, class Saved, class Sums, class Row = typename Lane::Row>
     static __device__ __forceinline__ void backward(const Lane& lane, const Args& args, const Row& dp,
                                                     const Saved& saved, Row& dx, Row& dv, Sums& sums) {
-        Row r = lane.load(args.r), x = {}, dzeta;
-        if (args.convex) x = lane.load(args.x);
-        float alpha = args.alpha != nullptr ? *args.alpha : 1.0f;
-#pragma unroll
-        for (int i = 0; i < dp.size; i++) {
-            dzeta[i] = dp[i] * (alpha * saved.v[i] - x[i]) * r[i] * (1.0f - r[i]);
-            dx[i] = args.convex ? (1.0f - r[i]) * dp[i] : dp[i];
-            dv[i] = alpha * r[i] * dp[i];
-        }
-        sums.add(0, dzeta);
+        Row dzh = args.gate.backward(lane, dp, saved.v, dx, dv), dzu = dzh;
+        sums.add(0, dzh);
         bool real = lane.row < lane.N;
-        float rx = real ? args.rx[lane.row] : 0.0f, rv = real ? args.rv[lane.row] : 0.0f;
-        Row dzh, dzu;
-#pragma unroll
-        for (int i = 0; i < dp.size; i++) {
-            dzh[i] = dzeta[i] * rx;
-            dzu[i] = dzeta[i] * rv;
-        }
+        row_scale(dzh, real ? args.rx[lane.row] : 0.0f);
+        row_scale(dzu, real ? args.rv[lane.row] : 0.0f);
         lane.store(args.dzh, dzh);
         lane.store(args.dzu, dzu);
     }
@@ -163,7 +140,7 @@ class ReviewRule : public StreamRule {
     }
     Review::Args args(int s) const {
         const size_t i = static_cast<size_t>(s);
-        return {zh_, zu_, bias_ ? value(w(s) + 1) : nullptr, r_[i], rx_[i], rv_[i], seam_scale(s), convex_, x_[i - 1],
+        return {zh_, zu_, bias_ ? value(w(s) + 1) : nullptr, {r_[i], seam_scale(s), convex_, x_[i - 1]}, rx_[i], rv_[i],
                 zh_, zu_};
     }
     void seam_forward(const SeamForward& given, const SeamShape& shape, const Pass& pass, int s) override {
@@ -171,12 +148,8 @@ class ReviewRule : public StreamRule {
         SeamForward seam = given;
         seam.scale = nullptr;
         if (shape_.out(s)) {  // the gate's product needs v itself
-            SeamForward norm = {};
-            norm.x = given.u;
-            norm.x_new = normed_[static_cast<size_t>(s)];
-            norm.post = given.out;
-            vanilla_forward(norm, shape, pass.stream);
-            seam.u = norm.x_new;
+            seam.u = normed_[static_cast<size_t>(s)];
+            norm_rows_forward(given.u, normed_[static_cast<size_t>(s)], given.out, shape, pass.stream);
             seam.out = {};
         }
         const floatX* weight = tensors[static_cast<size_t>(w(s))].copy;
@@ -207,13 +180,7 @@ class ReviewRule : public StreamRule {
         if constexpr (WIDE_ROWS) kernel = grid.wide ? review_inputs_backward_kernel<WIDE_PACKS> : kernel;
         launch(kernel, row_blocks(grid, pass.N), grid.block, sizeof(RowShared), pass.stream, seam.dx, du_, dz_, zh_, x,
                v(s), rx_[i], rv_[i], shape);
-        if (!out.gain) return;
-        SeamBackward norm = {};
-        norm.dx_new = norm.dx = du_;
-        norm.p = u_[i];
-        norm.post = out;
-        norm.first = true;
-        vanilla_backward(norm, shape, pass.scratch, pass.stream);
+        if (out.gain) norm_rows_backward(du_, u_[i], out, shape, pass.scratch, pass.stream);
     }
     bool convex_, bias_;
     std::vector<floatX*> normed_;           // (2L+1) of (N,C), by s: v where the scheme has N_out

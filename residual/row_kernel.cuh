@@ -16,9 +16,8 @@
 struct RowFunction {
     static constexpr int channel_sums = 0;  // (C) parameter gradients that it sums over tokens
     static constexpr int scalar_sums = 0;   // scalar ones
-    static constexpr bool reads_v =
-        false;  // its backward pass needs v = beta*N_out(u), which the frame then recomputes
-    static constexpr bool reads_p = false;  // or p, as stored
+    // Its backward pass needs v = beta*N_out(u), which the frame then recomputes; or p, as stored.
+    static constexpr bool reads_v = false, reads_p = false;
     // Which seams it stands in: others are not compiled. A rule that stands first too (there is no u) is compiled for
     // both widths of rows on every machine (row_grid).
     static constexpr bool allows_out = true, allows_post = true, allows_first = false;

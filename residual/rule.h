@@ -70,7 +70,6 @@ struct LastMap {
 struct RuleShape {
     int L = 0, C = 0;
     NormKind kind = NormKind::layer;
-    bool norm_bias = true;  // layer norms have one
     float eps = 1e-5f;
     int64_t N = 0;  // tokens of the largest micro-batch
     bool training = true;
@@ -130,8 +129,9 @@ class Rule {
     std::vector<RuleTensor> tensors;        // the same, set by the model before ready()
     std::vector<LastMap> last_maps;         // (2L+1), by s; set by the model
     float output_init_scale = 1.0f;         // of the initial spread of output projections
-    std::vector<SeamNorm> out_norms, post_norms,
-        in_norms;  // (2L+1), by s; gains set by the model, statistics by plan()
+    double gate_clip = 0.0;                 // joint norm to which the gradients of clipped gates are clipped; 0: off
+    // (2L+1), by s; gains set by the model, statistics by plan()
+    std::vector<SeamNorm> out_norms, post_norms, in_norms;
 
     // Memory. The base asks for what every rule has: u, z, statistics of norms, dz.
     virtual void plan(Planner& planner);
@@ -189,7 +189,7 @@ class Rule {
     std::vector<floatX*> u_, z_;  // (2L+1), by s; u_[0] unused; z_[s] null where the scheme has no N_in
     floatX* dz_ = nullptr;
     float* alpha_ = nullptr;  // (2L+1) device: the schedule's factors
-    float* beta_ = nullptr;   // (2L+1) device: the whole branch factors; alpha_ itself when nothing else enters
+    float* beta_ = nullptr;   // (2L+1) device: the whole branch factors, alpha times a learned one if the rule has it
 };
 
 struct RuleEntry {

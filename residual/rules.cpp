@@ -74,8 +74,6 @@ Residual make_residual(const std::string& residual, const std::string& norm, con
     if (is_scheme(norm) && !contains_word(entry.schemes, norm))
         throw user_error("--residual %s with --norm %s: this pair is not defined; %s works with %s", residual.c_str(),
                          norm.c_str(), entry.name, entry.schemes);
-    if (out.name.rule == "prores_mls" && out.name.prores)
-        throw user_error("--residual %s: prores_mls is a schedule already, +prores would be a second one", residual.c_str());
     const int most = entry.vanilla_kernels ? max_seam_channels() : max_rule_channels();
     if (shape.C > most)
         throw user_error("--channels %d with --residual %s: this build takes up to %d", shape.C, residual.c_str(), most);
@@ -84,7 +82,6 @@ Residual make_residual(const std::string& residual, const std::string& norm, con
     shape.prores = out.name.prores;
     out.rule = entry.make(shape, options);
     if (out.name.prores) out.prores.emplace(options);
-    if (out.name.rule == "gpas") out.gate_clip = options.number("gate_clip", 0, 0, 1e9);
     options.refuse_unread(residual, norm);
     return out;
 }

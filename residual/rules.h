@@ -18,10 +18,9 @@ struct Residual {
     ResidualName name;
     std::unique_ptr<Rule> rule;
     std::optional<ProRes> prores;
-    double gate_clip = 0.0;  // joint norm to which gate gradients are clipped; 0: off
 };
 
-// shape: L, C, kind, norm_bias, eps, N, training of the model; scheme and prores are filled in here.
+// shape: L, C, kind, eps, N, training of the model; scheme and prores are filled in here.
 // UserError for an unknown name, an undefined pair (by the names of rule and scheme), or an option nobody reads.
 Residual make_residual(const std::string& residual, const std::string& norm, const std::map<std::string, std::string>& options,
                        RuleShape shape);

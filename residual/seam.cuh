@@ -74,3 +74,8 @@ int max_rule_channels();
 // Vanilla: p = skip*x + v. Without u it is a row of norms alone.
 void vanilla_forward(const SeamForward& seam, const SeamShape& shape, cudaStream_t stream);
 void vanilla_backward(const SeamBackward& seam, const SeamShape& shape, float* scratch, cudaStream_t stream);
+
+// A norm by itself: y (N,C) = norm(x (N,C)). Backward in place: d (N,C), the gradient of y, becomes that of x.
+void norm_rows_forward(const floatX* x, floatX* y, const SeamNorm& norm, const SeamShape& shape, cudaStream_t stream);
+void norm_rows_backward(floatX* d, const floatX* x, const SeamNorm& norm, const SeamShape& shape, float* scratch,
+                        cudaStream_t stream);

@@ -20,20 +20,9 @@ void StreamsRule::plan(Planner& planner) {
 }
 
 void StreamsRule::entry_forward(const Pass& pass) {
-    if (!shape_.post(0)) return;
-    SeamForward seam = {};
-    seam.x = entry_;
-    seam.x_new = x0_;
-    seam.post = post_norms[0];
-    vanilla_forward(seam, seam_shape(pass, 0), pass.stream);
+    if (shape_.post(0)) norm_rows_forward(entry_, x0_, post_norms[0], seam_shape(pass, 0), pass.stream);
 }
 
 void StreamsRule::entry_backward(const Pass& pass) {
-    if (!shape_.post(0)) return;
-    SeamBackward seam = {};
-    seam.dx_new = seam.dx = du_;
-    seam.p = entry_;
-    seam.post = post_norms[0];
-    seam.first = true;
-    vanilla_backward(seam, seam_shape(pass, 0), pass.scratch, pass.stream);
+    if (shape_.post(0)) norm_rows_backward(du_, entry_, post_norms[0], seam_shape(pass, 0), pass.scratch, pass.stream);
 }

@@ -52,6 +52,24 @@ void vanilla_backward(const SeamBackward& seam, const SeamShape& shape, float* s
     seam_backward<Vanilla>(seam, shape, {shape.skip}, {}, scratch, stream);
 }
 
+void norm_rows_forward(const floatX* x, floatX* y, const SeamNorm& norm, const SeamShape& shape, cudaStream_t stream) {
+    SeamForward seam = {};
+    seam.x = x;
+    seam.x_new = y;
+    seam.post = norm;
+    vanilla_forward(seam, shape, stream);
+}
+
+void norm_rows_backward(floatX* d, const floatX* x, const SeamNorm& norm, const SeamShape& shape, float* scratch,
+                        cudaStream_t stream) {
+    SeamBackward seam = {};
+    seam.dx_new = seam.dx = d;
+    seam.p = x;
+    seam.post = norm;
+    seam.first = true;
+    vanilla_backward(seam, shape, scratch, stream);
+}
+
 size_t seam_scratch_bytes(int C) {
     int blocks = row_grid(C, true).max_blocks;
     if (C <= max_rule_channels()) blocks = std::max(blocks, row_grid(C, false).max_blocks);

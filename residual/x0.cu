@@ -48,15 +48,9 @@ void X0::ready(const RuleShape& shape, cudaStream_t stream) {
 
 void X0::forward(const RuleShape& shape, const SeamNorm& embed_norm, const floatX* entry, floatX* x0,
                  const Pass& pass) const {
-    auto norm = [&](const floatX* from, floatX* to, const SeamNorm& with, const SeamShape& seam_shape) {
-        SeamForward seam = {};
-        seam.x = from;
-        seam.x_new = to;
-        seam.post = with;
-        vanilla_forward(seam, seam_shape, pass.stream);
-    };
-    if (shape.post(0)) norm(entry, rms0_ ? normed_ : x0, embed_norm, {pass.N, shape.C, shape.kind, shape.eps});
-    if (rms0_) norm(shape.post(0) ? normed_ : entry, x0, rms0_norm_, rms0_shape(shape, pass));
+    const SeamShape seam = {pass.N, shape.C, shape.kind, shape.eps};
+    if (shape.post(0)) norm_rows_forward(entry, rms0_ ? normed_ : x0, embed_norm, seam, pass.stream);
+    if (rms0_) norm_rows_forward(shape.post(0) ? normed_ : entry, x0, rms0_norm_, rms0_shape(shape, pass), pass.stream);
 }
 
 void X0::backward(const RuleShape& shape, const SeamNorm& embed_norm, const floatX* entry, floatX* dx,
@@ -66,14 +60,9 @@ void X0::backward(const RuleShape& shape, const SeamNorm& embed_norm, const floa
         const int blocks = static_cast<int>(std::min(ceil_div(count, int64_t{THREADS * PackX::size}), int64_t{4096}));
         launch(add_x0_kernel, blocks, THREADS, 0, pass.stream, dx, gradient_, extra, factor, count);
     }
-    auto norm = [&](const floatX* input, const SeamNorm& with, const SeamShape& seam_shape) {
-        SeamBackward seam = {};
-        seam.dx_new = seam.dx = dx;
-        seam.p = input;
-        seam.post = with;
-        seam.first = true;
-        vanilla_backward(seam, seam_shape, pass.scratch, pass.stream);
-    };
-    if (rms0_) norm(shape.post(0) ? normed_ : entry, rms0_norm_, rms0_shape(shape, pass));
-    if (shape.post(0)) norm(entry, embed_norm, {pass.N, shape.C, shape.kind, shape.eps});
+    const SeamShape seam = {pass.N, shape.C, shape.kind, shape.eps};
+    if (rms0_)
+        norm_rows_backward(dx, shape.post(0) ? normed_ : entry, rms0_norm_, rms0_shape(shape, pass), pass.scratch,
+                           pass.stream);
+    if (shape.post(0)) norm_rows_backward(dx, entry, embed_norm, seam, pass.scratch, pass.stream);
 }

@@ -81,7 +81,7 @@ void check(const Problem& q) {
     shape.L = 1;
     shape.C = q.C;
     shape.kind = q.kind;
-    shape.norm_bias = q.kind == NormKind::layer;
+    const bool embed_bias = q.kind == NormKind::layer;
     shape.eps = 1e-5f;
     shape.N = q.N + 2;  // memory for more tokens than this pass has
     shape.scheme.embed_norm = q.embed_norm;
@@ -104,9 +104,9 @@ void check(const Problem& q) {
         norm.dgain = dgain.data;
         norm.mean = mean.data;
         norm.rstd = rstd.data;
-        if (shape.norm_bias) norm.bias = d_bias.data, norm.dbias = dbias.data;
+        if (embed_bias) norm.bias = d_bias.data, norm.dbias = dbias.data;
     }
-    const Norm embed = {q.kind, 1e-5, floats(gain), shape.norm_bias ? floats(bias) : Vec(C, 0)};
+    const Norm embed = {q.kind, 1e-5, floats(gain), embed_bias ? floats(bias) : Vec(C, 0)};
     const Norm unit = {NormKind::rms, 1e-6, Vec(C, 1), Vec(C, 0)};
     const Pass pass = {q.N, nullptr, nullptr, scratch.data};
 
@@ -143,7 +143,7 @@ void check(const Problem& q) {
     if (!q.embed_norm) return;
     for (double& v : want_gain) v += 2;
     CHECK(relative_error(to_double(dgain.read()), want_gain) < allowed);
-    if (!shape.norm_bias) return;
+    if (!embed_bias) return;
     for (double& v : want_bias) v -= 1;
     CHECK(relative_error(to_double(dbias.read()), want_bias) < allowed);
 }
