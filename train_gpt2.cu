@@ -12,7 +12,7 @@
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/files.h"
 #include "checkpoint/huggingface.h"
-#include "dataloader/loader.h"
+#include "dataloader/prefetch.h"
 #include "dataloader/tokenizer.h"
 #include "driver/layer_stats.h"
 #include "driver/log.h"
@@ -167,15 +167,14 @@ static void compare_settings(Run& run) {
     for (const auto& [name, value] : option_values(run.options)) now[name] = value;
     for (const auto& [name, before] : run.state.settings) {
         if (now.count(name) == 0 || now[name] == before) continue;
-        if (name == "seed" || name == "seq" || name == "shuffle")
+        if (name == "seed" || name == "seq" || name == "shuffle" || name == "mix" || name == "hold-out")
             throw user_error(
                 "--resume: --%s was %s and is %s now, which would be another data order; leave it as it was",
                 name.c_str(), before.c_str(), now[name].c_str());
         if (run.state.step > 0)
             run.notes.push_back(format("--%s was %s, is %s now", name.c_str(), before.c_str(), now[name].c_str()));
     }
-    int64_t tokens = 0;
-    for (const Shard& shard : run.train.shards) tokens += shard.num_tokens;
+    const int64_t tokens = run.train.num_tokens();
     if (run.state.train_tokens != 0 && run.state.train_tokens != tokens)
         throw user_error(
             "--resume: the shards of --train hold %lld tokens now and %lld when the checkpoint was written; "
@@ -183,30 +182,57 @@ static void compare_settings(Run& run) {
             static_cast<long long>(tokens), static_cast<long long>(run.state.train_tokens));
 }
 
+// Tokens of different tokenizers do not mix. What has no tokenizer file beside it is taken on trust.
+static void compare_tokenizers(const Run& run) {
+    std::vector<Corpus> corpora = run.train.corpora;
+    corpora.insert(corpora.end(), run.val.corpora.begin(), run.val.corpora.end());
+    for (const Corpus& corpus : corpora) {
+        const std::string file = tokenizer_beside(corpus.shards[0].path);
+        if (file.empty() || !run.tokenizer) continue;
+        const TokenizerPtr other = tokenizer_load(file);
+        if (other->kind() != run.tokenizer->kind() || other->vocab_size() != run.tokenizer->vocab_size())
+            throw user_error("%s: was made by the tokenizer %s (%d tokens), %s by %s (%d); use shards of one tokenizer",
+                             corpus.pattern.c_str(), other->kind().c_str(), other->vocab_size(),
+                             run.train.corpora[0].pattern.c_str(), run.tokenizer->kind().c_str(),
+                             run.tokenizer->vocab_size());
+    }
+}
+
 // Opens the shards, the tokenizer beside them and the evaluation texts.
 static void open_data(Run& run) {
     const TrainOptions& o = run.options;
     if (o.train.empty()) return;  // --init-only
-    run.train = loader_create(o.train, run.config.vocab, run.B, run.T, run.rank, run.ranks, o.shuffle, o.seed);
+    LoaderSettings settings = {run.config.vocab, run.B, run.T, run.rank, run.ranks, o.shuffle, o.seed, o.hold_out, false};
+    run.train = loader_create(options_corpora(o), settings);
     if (run.resume_step >= 0) {
         compare_settings(run);
         loader_seek(run.train, run.state.at);
     }
-    run.state.train_tokens = 0;
-    for (const Shard& shard : run.train.shards) run.state.train_tokens += shard.num_tokens;
-    if (!o.val.empty()) {
-        run.val = loader_create(o.val, run.config.vocab, run.B, run.T, 0, 1, false, o.seed);
+    run.state.train_tokens = run.train.num_tokens();
+    if (!o.val.empty() || o.hold_out > 0) {
+        settings.rank = 0;
+        settings.ranks = 1;
+        settings.shuffle = false;
+        settings.held_out = o.hold_out > 0;
+        Corpus val;
+        val.pattern = o.val;
+        run.val = loader_create(settings.held_out ? options_corpora(o) : std::vector<Corpus>{val}, settings);
         run.val_batches = loader_validation_batches(run.val);
+        if (run.val_batches == 0 && settings.held_out)
+            throw user_error("--hold-out %g: no shard's part holds a batch of %d x %d tokens and the one after them",
+                             o.hold_out, run.B, run.T);
         if (run.val_batches == 0)
             throw user_error("--val %s: no shard holds a batch of %d x %d tokens and the one after them", o.val.c_str(),
                              run.B, run.T);
         if (o.val_batches.value_or(0) > 0) run.val_batches = std::min(run.val_batches, *o.val_batches);
     }
-    run.tokenizer_file = tokenizer_beside(run.train.shards[0].path);
+    const std::string& first_shard = run.train.corpora[0].shards[0].path;
+    run.tokenizer_file = tokenizer_beside(first_shard);
     if (!run.tokenizer_file.empty()) run.tokenizer = tokenizer_load(run.tokenizer_file);
+    compare_tokenizers(run);
     if (!run.tokenizer && (o.sample_every > 0 || !o.eval.empty()))
         throw user_error("%s needs the tokenizer of the shards, PREFIX_tokenizer.json beside %s",
-                         o.sample_every > 0 ? "--sample-every" : "--eval", run.train.shards[0].path.c_str());
+                         o.sample_every > 0 ? "--sample-every" : "--eval", first_shard.c_str());
     for (const std::string& task : o.eval) {
         const std::string path = task.substr(task.find('=') + 1);
         run.evals.push_back({path, read_text_tokens(path, *run.tokenizer, run.config.vocab)});
@@ -293,7 +319,6 @@ static void save_checkpoint(Run& run) {
         arrays.m = m.data();
         arrays.v = v.data();
     }
-    run.state.at = run.train.at;
     run.state.seed = run.options.seed;
     run.state.world_size = run.ranks;
     run.state.settings = option_values(run.options);
@@ -323,7 +348,7 @@ static int train_loop(Run& run) {
     settings.seed = o.seed;
     const double flops = flops_per_token(run.config, run.T);
     const double loss_scale = 1.0 / (static_cast<double>(run.micro_steps) * run.B * run.T);  // then averaged over ranks
-    std::vector<int> inputs(static_cast<size_t>(run.B) * static_cast<size_t>(run.T)), targets(inputs.size());
+    Prefetcher batches(run.train);
     const double run_start = seconds_now();
     bool dump = !o.dump_grads.empty();
     int skips = 0;
@@ -336,8 +361,9 @@ static int train_loop(Run& run) {
         const bool watch = o.layer_stats_every > 0 && step % o.layer_stats_every == 0 && run.rank == 0;
         model_watch(*run.model, watch);
         for (int64_t micro = 0; micro < run.micro_steps; micro++) {
-            loader_next(run.train, inputs.data(), targets.data());
-            model_forward_backward(*run.model, inputs.data(), targets.data(), run.B, run.T, loss_scale);
+            const Batch batch = batches.next(model_stream(*run.model));
+            model_forward_backward(*run.model, batch.inputs, batch.targets, run.B, run.T, loss_scale);
+            run.state.at = batch.after;
         }
         model_average_grads(*run.model, run.comm);
         if (dump && run.rank == 0) dump_gradients(run);

@@ -33,11 +33,10 @@ ordered_json state_to_json(const RunState& s) {
     j["seed"] = s.seed;
     j["generator"] = {{"kind", "counter"}, {"seed", s.seed}, {"step", s.last_change}};
     j["world_size"] = s.world_size;
-    j["data"] = {{"tokens", s.train_tokens},
-                 {"shard", s.at.shard},
-                 {"token", s.at.token},
-                 {"epoch", s.at.epoch},
-                 {"window", s.at.window}};
+    j["data"] = {{"tokens", s.train_tokens}, {"shard", s.at.shard}, {"token", s.at.token}};
+    j["data"]["corpora"] = ordered_json::array();
+    for (const WindowPosition& corpus : s.at.corpora)
+        j["data"]["corpora"].push_back({{"epoch", corpus.epoch}, {"window", corpus.window}});
     ordered_json settings = ordered_json::object();
     for (const auto& [name, value] : s.settings) settings[name] = value;
     j["settings"] = settings;
@@ -149,8 +148,8 @@ RunState checkpoint_read_state(const std::string& folder) {
         s.train_tokens = data.at("tokens").get<int64_t>();
         s.at.shard = data.at("shard").get<int64_t>();
         s.at.token = data.at("token").get<int64_t>();
-        s.at.epoch = data.at("epoch").get<int64_t>();
-        s.at.window = data.at("window").get<int64_t>();
+        for (const ordered_json& corpus : data.at("corpora"))
+            s.at.corpora.push_back({corpus.at("epoch").get<int64_t>(), corpus.at("window").get<int64_t>()});
         for (const auto& [name, value] : j.at("settings").items())
             s.settings.emplace_back(name, value.get<std::string>());
         s.versions = j.at("versions").get<std::map<std::string, std::string>>();

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
+#include <optional>
 
 #include "kernels/error.h"
 
@@ -48,99 +50,161 @@ void read_tokens(const Shard& shard, int64_t first, int64_t count, int* inputs, 
 }
 
 int64_t batch_tokens(const Loader& loader) {
-    return static_cast<int64_t>(loader.B) * loader.T;
+    return static_cast<int64_t>(loader.settings.B) * loader.settings.T;
+}
+
+int64_t windows_in(const Shard& shard, int T) {
+    return shard.num_tokens > 0 ? (shard.num_tokens - 1) / T : 0;
 }
 
 void next_in_order(Loader& loader, int* inputs, int* targets) {
-    int64_t step = loader.ranks * batch_tokens(loader);
+    const std::vector<Shard>& shards = loader.corpora[0].shards;
+    int64_t step = loader.settings.ranks * batch_tokens(loader);
     LoaderPosition& at = loader.at;
     // Ends: loader_create saw a shard that is large enough.
-    while (loader.shards[static_cast<size_t>(at.shard)].num_tokens - at.token < step + 1) {
-        at.shard = (at.shard + 1) % static_cast<int64_t>(loader.shards.size());
+    while (shards[static_cast<size_t>(at.shard)].num_tokens - at.token < step + 1) {
+        at.shard = (at.shard + 1) % static_cast<int64_t>(shards.size());
         at.token = 0;
     }
-    read_tokens(loader.shards[static_cast<size_t>(at.shard)], at.token + loader.rank * batch_tokens(loader),
+    read_tokens(shards[static_cast<size_t>(at.shard)], at.token + loader.settings.rank * batch_tokens(loader),
                 batch_tokens(loader), inputs, targets);
     at.token += step;
 }
 
-void next_shuffled(Loader& loader, int* inputs, int* targets) {
-    LoaderPosition& at = loader.at;
-    auto forward = [&](LoaderPosition from, int64_t windows) {
-        from.window += windows;
-        from.epoch += from.window / loader.num_windows;
-        from.window %= loader.num_windows;
-        return from;
-    };
-    LoaderPosition mine = forward(at, static_cast<int64_t>(loader.rank) * loader.B);
-    Permutation order(static_cast<uint64_t>(loader.num_windows), loader.seed, static_cast<uint64_t>(mine.epoch));
-    for (int64_t b = 0; b < loader.B; b++) {
-        int64_t window = static_cast<int64_t>(order(static_cast<uint64_t>(mine.window)));
-        auto after = std::upper_bound(loader.windows_before.begin(), loader.windows_before.end(), window);
-        size_t shard = static_cast<size_t>(after - loader.windows_before.begin()) - 1;
-        read_tokens(loader.shards[shard], (window - loader.windows_before[shard]) * loader.T, loader.T,
-                    inputs + b * loader.T, targets + b * loader.T);
-        int64_t epoch = mine.epoch;
-        mine = forward(mine, 1);
-        if (mine.epoch != epoch) order = Permutation(order.n, loader.seed, static_cast<uint64_t>(mine.epoch));
+// Which corpus gives the next window, when those have given `taken` so far: the first that is furthest behind.
+size_t next_corpus(const std::vector<Corpus>& corpora, const std::vector<int64_t>& taken, int64_t all) {
+    size_t chosen = 0;
+    double largest = -1e300;
+    for (size_t c = 0; c < corpora.size(); c++) {
+        double behind = corpora[c].share * static_cast<double>(all + 1) - static_cast<double>(taken[c]);
+        if (behind > largest) largest = behind, chosen = c;
     }
-    at = forward(at, static_cast<int64_t>(loader.ranks) * loader.B);
+    return chosen;
+}
+
+void next_shuffled(Loader& loader, int* inputs, int* targets) {
+    const LoaderSettings& s = loader.settings;
+    std::vector<WindowPosition>& at = loader.at.corpora;
+    std::vector<int64_t> taken(at.size());
+    int64_t all = 0;
+    for (size_t c = 0; c < at.size(); c++) {
+        taken[c] = at[c].epoch * loader.corpora[c].num_windows + at[c].window;
+        all += taken[c];
+    }
+    std::vector<std::optional<Permutation>> orders(at.size());
+    const int64_t first = static_cast<int64_t>(s.rank) * s.B, count = static_cast<int64_t>(s.ranks) * s.B;
+    for (int64_t i = 0; i < count; i++) {
+        const size_t c = next_corpus(loader.corpora, taken, all);
+        const Corpus& corpus = loader.corpora[c];
+        if (i >= first && i < first + s.B) {
+            // The corpus's number keeps corpora of equal size from having equal orders.
+            if (!orders[c])
+                orders[c].emplace(static_cast<uint64_t>(corpus.num_windows), s.seed + c * 0xD1B54A32D192ED03ull,
+                                  static_cast<uint64_t>(at[c].epoch));
+            int64_t window = static_cast<int64_t>((*orders[c])(static_cast<uint64_t>(at[c].window)));
+            auto after = std::upper_bound(corpus.windows_before.begin(), corpus.windows_before.end(), window);
+            size_t shard = static_cast<size_t>(after - corpus.windows_before.begin()) - 1;
+            read_tokens(corpus.shards[shard], (window - corpus.windows_before[shard]) * s.T, s.T,
+                        inputs + (i - first) * s.T, targets + (i - first) * s.T);
+        }
+        taken[c]++;
+        all++;
+        if (++at[c].window == corpus.num_windows) {
+            at[c] = {at[c].epoch + 1, 0};
+            orders[c].reset();
+        }
+    }
 }
 
 int64_t validation_batches_in(const Loader& loader, const Shard& shard) {
     return shard.num_tokens > 0 ? (shard.num_tokens - 1) / batch_tokens(loader) : 0;
 }
 
-}  // namespace
-
-Loader loader_create(const std::string& pattern, int vocab, int B, int T, int rank, int ranks, bool shuffle,
-                     uint64_t seed) {
-    CHECK(B > 0 && T > 0 && ranks > 0 && rank >= 0 && rank < ranks);
-    Loader loader;
-    loader.shards = shards_open(pattern, vocab);
-    loader.B = B;
-    loader.T = T;
-    loader.rank = rank;
-    loader.ranks = ranks;
-    loader.shuffle = shuffle;
-    loader.seed = seed;
-    int64_t longest = 0;
-    for (const Shard& shard : loader.shards) {
-        loader.windows_before.push_back(loader.num_windows);
-        if (shard.num_tokens > 0) loader.num_windows += (shard.num_tokens - 1) / T;
-        longest = std::max(longest, shard.num_tokens);
+// Cuts every shard to the part that training reads, or to the held-out one.
+void apply_hold_out(std::vector<Shard>& shards, const LoaderSettings& s) {
+    int64_t windows = 0, held = 0;
+    for (Shard& shard : shards) {
+        const int64_t here = windows_in(shard, s.T);
+        windows += here;
+        const int64_t due = std::llround(s.hold_out * static_cast<double>(windows)) - held;
+        const int64_t out = std::clamp<int64_t>(due, 0, here), kept = (here - out) * s.T;
+        held += out;
+        if (s.held_out) {  // begins at what is training's last target
+            shard.tokens += kept * shard.token_bytes;
+            shard.num_tokens = out > 0 ? shard.num_tokens - kept : 0;
+        } else if (out > 0) {
+            shard.num_tokens = kept + 1;
+        }
     }
-    int64_t windows = static_cast<int64_t>(ranks) * B, needed = windows * T + 1;
-    if (shuffle && loader.num_windows < windows) {
+}
+
+void check_size(const Corpus& corpus, const LoaderSettings& s) {
+    const double step = static_cast<double>(s.ranks) * s.B * corpus.share;
+    const int64_t windows = static_cast<int64_t>(std::ceil(step - 1e-9)), needed = windows * s.T + 1;
+    int64_t longest = 0;
+    for (const Shard& shard : corpus.shards) longest = std::max(longest, shard.num_tokens);
+    if (s.shuffle && corpus.num_windows < windows) {
         throw user_error(
             "%s: has %lld windows of %d tokens, one step needs %lld (ranks %d, batch %d); use more data or a "
             "smaller --batch or --seq",
-            pattern.c_str(), static_cast<long long>(loader.num_windows), T, static_cast<long long>(windows), ranks, B);
+            corpus.pattern.c_str(), static_cast<long long>(corpus.num_windows), s.T, static_cast<long long>(windows),
+            s.ranks, s.B);
     }
-    if (!shuffle && longest < needed) {
+    if (!s.shuffle && longest < needed) {
         throw user_error(
             "%s: the longest shard has %lld tokens, one step needs %lld (ranks %d, batch %d, length %d); use "
             "more data or a smaller --batch or --seq",
-            pattern.c_str(), static_cast<long long>(longest), static_cast<long long>(needed), ranks, B, T);
+            corpus.pattern.c_str(), static_cast<long long>(longest), static_cast<long long>(needed), s.ranks, s.B, s.T);
     }
+}
+
+}  // namespace
+
+int64_t Loader::num_tokens() const {
+    int64_t tokens = 0;
+    for (const Corpus& corpus : corpora)
+        for (const Shard& shard : corpus.shards) tokens += shard.num_tokens;
+    return tokens;
+}
+
+Loader loader_create(const std::vector<Corpus>& corpora, const LoaderSettings& s) {
+    CHECK(s.B > 0 && s.T > 0 && s.ranks > 0 && s.rank >= 0 && s.rank < s.ranks);
+    Loader loader{s, corpora, {}};
+    for (Corpus& corpus : loader.corpora) {
+        corpus.shards = shards_open(corpus.pattern, s.vocab);
+        if (s.hold_out > 0) apply_hold_out(corpus.shards, s);
+        for (const Shard& shard : corpus.shards) {
+            corpus.windows_before.push_back(corpus.num_windows);
+            corpus.num_windows += windows_in(shard, s.T);
+        }
+        if (!s.held_out) check_size(corpus, s);
+    }
+    if (s.shuffle) loader.at.corpora.resize(loader.corpora.size());
     return loader;
 }
 
 void loader_seek(Loader& loader, const LoaderPosition& at) {
-    bool inside = at.shard >= 0 && at.shard < static_cast<int64_t>(loader.shards.size()) && at.token >= 0 &&
-                  at.token <= loader.shards[static_cast<size_t>(at.shard)].num_tokens;
-    if (loader.shuffle) inside = at.epoch >= 0 && at.window >= 0 && at.window < loader.num_windows;
+    const std::vector<Shard>& shards = loader.corpora[0].shards;
+    bool inside = at.shard >= 0 && at.shard < static_cast<int64_t>(shards.size()) && at.token >= 0 &&
+                  at.token <= shards[static_cast<size_t>(at.shard)].num_tokens;
+    if (loader.settings.shuffle) {
+        if (at.corpora.empty()) return;  // saved before any update: the beginning
+        inside = at.corpora.size() == loader.corpora.size();
+        for (size_t c = 0; inside && c < at.corpora.size(); c++)
+            inside = at.corpora[c].epoch >= 0 && at.corpora[c].window >= 0 &&
+                     at.corpora[c].window < loader.corpora[c].num_windows;
+    }
     if (!inside) {
         throw user_error(
             "the saved data position lies outside of %s and the %zu shards with it; resume with the same "
             "--train and --seq",
-            loader.shards[0].path.c_str(), loader.shards.size() - 1);
+            shards[0].path.c_str(), shards.size() - 1);
     }
     loader.at = at;
 }
 
 void loader_next(Loader& loader, int* inputs, int* targets) {
-    if (loader.shuffle) {
+    if (loader.settings.shuffle) {
         next_shuffled(loader, inputs, targets);
     } else {
         next_in_order(loader, inputs, targets);
@@ -148,19 +212,22 @@ void loader_next(Loader& loader, int* inputs, int* targets) {
 }
 
 bool loader_validation_batch(const Loader& loader, int64_t m, int* inputs, int* targets) {
-    for (const Shard& shard : loader.shards) {
-        int64_t here = validation_batches_in(loader, shard);
-        if (m < here) {
-            read_tokens(shard, m * batch_tokens(loader), batch_tokens(loader), inputs, targets);
-            return true;
+    for (const Corpus& corpus : loader.corpora) {
+        for (const Shard& shard : corpus.shards) {
+            int64_t here = validation_batches_in(loader, shard);
+            if (m < here) {
+                read_tokens(shard, m * batch_tokens(loader), batch_tokens(loader), inputs, targets);
+                return true;
+            }
+            m -= here;
         }
-        m -= here;
     }
     return false;
 }
 
 int64_t loader_validation_batches(const Loader& loader) {
     int64_t total = 0;
-    for (const Shard& shard : loader.shards) total += validation_batches_in(loader, shard);
+    for (const Corpus& corpus : loader.corpora)
+        for (const Shard& shard : corpus.shards) total += validation_batches_in(loader, shard);
     return total;
 }

@@ -81,6 +81,18 @@ void add_data_options(CLI::App& app, TrainOptions& o) {
     const char* group = "Data";
     app.add_option("--train", o.train, "token shards to train on")->group(group)->type_name("GLOB");
     app.add_option("--val", o.val, "token shards to validate on")->group(group)->type_name("GLOB");
+    app.add_option("--mix", o.mix,
+                   "a further corpus and its share of the sequences, as in 'code_*.bin=0.2'; repeatable, --train has "
+                   "the rest")
+        ->group(group)
+        ->type_name("GLOB=SHARE")
+        ->take_all()
+        ->allow_extra_args(false)
+        ->default_str("");
+    app.add_option("--hold-out", o.hold_out,
+                   "part of every corpus that is not trained on but validated on, in place of --val")
+        ->group(group)
+        ->type_name("PART");
     app.add_option("--batch", o.batch, "sequences per micro-batch and rank")->group(group);
     app.add_option("--seq", o.seq, "tokens per sequence [the context]")->group(group);
     app.add_option("--total-batch", o.total_batch,
@@ -240,10 +252,16 @@ void check_run(const TrainOptions& o) {
     check_at_least("--keep", static_cast<double>(o.keep), 0);
     check_choice("--save-dtype", o.save_dtype, {"fp32", "bf16"});
     if (o.init_only && o.resume) throw user_error("--init-only starts a run and --resume continues one: choose one");
-    if (o.val.empty()) {
-        check_belongs(o.val_every.has_value(), "--val-every", "--val");
-        check_belongs(o.val_batches.has_value(), "--val-batches", "--val");
+    if (!(o.hold_out >= 0 && o.hold_out < 1))
+        throw user_error("--hold-out %g: it must be at least 0 and below 1", o.hold_out);
+    if (o.hold_out > 0 && !o.val.empty())
+        throw user_error("--hold-out and --val exclude each other: either a part of the training shards or others");
+    if (o.val.empty() && o.hold_out == 0) {
+        check_belongs(o.val_every.has_value(), "--val-every", "--val or --hold-out");
+        check_belongs(o.val_batches.has_value(), "--val-batches", "--val or --hold-out");
     }
+    options_corpora(o);
+    if (!o.mix.empty() && !o.shuffle) throw user_error("--mix with --no-shuffle: corpora are mixed by the shuffle only");
     if (o.val_every) check_at_least("--val-every", static_cast<double>(*o.val_every), 0);
     if (o.val_batches) check_at_least("--val-batches", static_cast<double>(*o.val_batches), 0);
     if (o.eval.empty()) check_belongs(o.eval_every.has_value(), "--eval-every", "--eval");
@@ -308,6 +326,25 @@ std::optional<TrainOptions> parse_train_options(int argc, char** argv) {
     check_run(o);
     check_present(o);
     return o;
+}
+
+std::vector<Corpus> options_corpora(const TrainOptions& o) {
+    std::vector<Corpus> corpora(1);
+    corpora[0].pattern = o.train;
+    for (const std::string& text : o.mix) {
+        const size_t equals = text.rfind('=');
+        double share = 0;
+        const char* end = text.data() + text.size();
+        const bool number = equals != std::string::npos &&
+                            std::from_chars(text.data() + equals + 1, end, share).ptr == end && equals + 1 < text.size();
+        if (!number || equals == 0) throw user_error("--mix %s: it is written GLOB=SHARE, as in 'code_*.bin=0.2'", text.c_str());
+        if (!(share > 0 && share < 1)) throw user_error("--mix %s: the share must lie between 0 and 1", text.c_str());
+        corpora.push_back({text.substr(0, equals), share});
+        corpora[0].share -= share;
+    }
+    if (!(corpora[0].share > 1e-9))
+        throw user_error("--mix: the shares sum to %g, which leaves --train nothing; lower them", 1 - corpora[0].share);
+    return corpora;
 }
 
 ModelConfig options_config(const TrainOptions& o, const std::string& folder, std::vector<std::string>& notes) {
@@ -379,6 +416,8 @@ std::vector<std::pair<std::string, std::string>> option_values(const TrainOption
     return {{"model", o.model},
             {"init-from", o.init_from},
             {"train", o.train},
+            {"mix", joined(o.mix)},
+            {"hold-out", number(o.hold_out)},
             {"val", o.val},
             {"batch", std::to_string(o.batch)},
             {"seq", std::to_string(o.seq.value_or(0))},

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "dataloader/loader.h"
 #include "model/config.h"
 #include "optimizer/schedule.h"
 
@@ -20,6 +21,8 @@ struct TrainOptions {
 
     // Data
     std::string train, val;
+    std::vector<std::string> mix;  // GLOB=SHARE
+    double hold_out = 0;
     int batch = 4;
     std::optional<int> seq;
     std::optional<int64_t> total_batch;
@@ -51,6 +54,9 @@ struct TrainOptions {
     std::optional<int> sample_tokens;
     std::optional<std::string> prompt;
 };
+
+// The corpora of --train and --mix with their shares; UserError for what is not GLOB=SHARE, or leaves --train nothing.
+std::vector<Corpus> options_corpora(const TrainOptions& options);
 
 // Nothing: help or the version was asked for and has been printed. UserError (one line) for every mistake: first what
 // does not go together, then what is missing.

@@ -50,6 +50,8 @@ TEST_CASE("train_gpt2 refuses bad input in one line", "[errors]") {
     check_refused(train({"--train", bad}), "bad.bin");
     check_refused(train({"--val", bad}), "bad.bin");
     check_refused(train({"--vocab", "50"}), "vocabulary");
+    check_refused(train({"--mix", temp.path + "/absent_*.bin=0.2"}), "absent_");
+    check_refused(train({"--hold-out", "0.001"}), "--hold-out 0.001");
     check_refused(train({"--batch", "400"}), "tiny_train_");
     check_refused(train({"--total-batch", "100"}), "nearest: 64 or 128");
     check_refused(train({"--total-batch", "60"}), "nearest: 64");

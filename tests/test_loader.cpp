@@ -1,9 +1,12 @@
 // The order of the data, against a second, plain implementation of the contract.
 #include <algorithm>
+#include <chrono>
+#include <cmath>
 #include <numeric>
 #include <set>
+#include <thread>
 
-#include "dataloader/loader.h"
+#include "dataloader/prefetch.h"
 #include "temp_folder.h"
 #include "test.h"
 
@@ -22,14 +25,18 @@ void write_shards(const TempFolder& folder, const std::vector<int>& lengths) {
     }
 }
 
-struct Batch {
+Loader make_loader(const TempFolder& folder, int B, int T, int rank, int ranks, bool shuffle, uint64_t seed) {
+    return loader_create({{folder / "*.bin"}}, {vocab, B, T, rank, ranks, shuffle, seed});
+}
+
+struct Tokens {
     std::vector<int> inputs, targets;
-    bool operator==(const Batch&) const = default;
+    bool operator==(const Tokens&) const = default;
 };
 
-Batch next(Loader& loader) {
-    size_t n = static_cast<size_t>(loader.B) * static_cast<size_t>(loader.T);
-    Batch batch{std::vector<int>(n), std::vector<int>(n)};
+Tokens next(Loader& loader) {
+    size_t n = static_cast<size_t>(loader.settings.B) * static_cast<size_t>(loader.settings.T);
+    Tokens batch{std::vector<int>(n), std::vector<int>(n)};
     loader_next(loader, batch.inputs.data(), batch.targets.data());
     return batch;
 }
@@ -40,15 +47,15 @@ struct Sequence {
     int B, T, ranks;
     size_t shard = 0;
     int position = 0;
-    std::vector<Batch> next() {
+    std::vector<Tokens> next() {
         while (lengths[shard] - position < ranks * B * T + 1) {
             shard = shard + 1 == lengths.size() ? 0 : shard + 1;
             position = 0;
         }
         int first = std::accumulate(lengths.begin(), lengths.begin() + static_cast<long>(shard), 0);
-        std::vector<Batch> batches;
+        std::vector<Tokens> batches;
         for (int r = 0; r < ranks; r++) {
-            Batch batch;
+            Tokens batch;
             int start = first + position + r * B * T;
             for (int b = 0; b < B; b++) {
                 for (int t = b * T; t < (b + 1) * T; t++) {
@@ -67,11 +74,11 @@ struct Sequence {
 std::vector<int> shuffled_windows(const TempFolder& folder, int B, int T, int ranks, uint64_t seed, int count) {
     std::vector<Loader> loaders;
     for (int r = 0; r < ranks; r++)
-        loaders.push_back(loader_create(folder / "*.bin", vocab, B, T, r, ranks, true, seed));
+        loaders.push_back(make_loader(folder, B, T, r, ranks, true, seed));
     std::vector<int> starts;
     while (static_cast<int>(starts.size()) < count) {
         for (Loader& loader : loaders) {
-            Batch batch = next(loader);
+            Tokens batch = next(loader);
             for (int b = 0; b < B; b++) {
                 int start = batch.inputs[static_cast<size_t>(b * T)];
                 starts.push_back(start);
@@ -110,11 +117,11 @@ TEST_CASE("loader: in order, every rank and shard length gives the contract's se
             CAPTURE(lengths, ranks);
             std::vector<Loader> loaders;
             for (int r = 0; r < ranks; r++) {
-                loaders.push_back(loader_create(folder / "*.bin", vocab, B, T, r, ranks, false, 1));
+                loaders.push_back(make_loader(folder, B, T, r, ranks, false, 1));
             }
             Sequence sequence{lengths, B, T, ranks};
             for (int step = 0; step < 100; step++) {
-                std::vector<Batch> want = sequence.next();
+                std::vector<Tokens> want = sequence.next();
                 for (int r = 0; r < ranks; r++)
                     REQUIRE(next(loaders[static_cast<size_t>(r)]) == want[static_cast<size_t>(r)]);
             }
@@ -188,32 +195,29 @@ TEST_CASE("loader: a run resumed at any position goes on as if never stopped", "
     for (bool shuffle : {false, true}) {
         for (int ranks : {1, 2}) {
             int rank = ranks - 1;
-            Loader whole = loader_create(folder / "*.bin", vocab, 2, 5, rank, ranks, shuffle, 9);
+            Loader whole = make_loader(folder, 2, 5, rank, ranks, shuffle, 9);
             for (int step = 0; step < 60; step++) {
-                Loader resumed = loader_create(folder / "*.bin", vocab, 2, 5, rank, ranks, shuffle, 9);
+                Loader resumed = make_loader(folder, 2, 5, rank, ranks, shuffle, 9);
                 loader_seek(resumed, whole.at);
                 Loader ahead = whole;
                 for (int i = 0; i < 8; i++) REQUIRE(next(resumed) == next(ahead));
                 next(whole);
             }
             // The position is that of the whole run: the same on every rank.
-            Loader first = loader_create(folder / "*.bin", vocab, 2, 5, 0, ranks, shuffle, 9);
+            Loader first = make_loader(folder, 2, 5, 0, ranks, shuffle, 9);
             for (int step = 0; step < 60; step++) next(first);
-            REQUIRE(first.at.shard == whole.at.shard);
-            REQUIRE(first.at.token == whole.at.token);
-            REQUIRE(first.at.epoch == whole.at.epoch);
-            REQUIRE(first.at.window == whole.at.window);
+            REQUIRE(first.at == whole.at);
         }
     }
     // Other ranks go on in the same shuffled order.
-    Loader one = loader_create(folder / "*.bin", vocab, 4, 5, 0, 1, true, 9);
+    Loader one = make_loader(folder, 4, 5, 0, 1, true, 9);
     for (int i = 0; i < 5; i++) next(one);
-    Loader left = loader_create(folder / "*.bin", vocab, 2, 5, 0, 2, true, 9), right = left;
+    Loader left = make_loader(folder, 2, 5, 0, 2, true, 9), right = left;
     loader_seek(left, one.at);
-    right.rank = 1;
+    right.settings.rank = 1;
     loader_seek(right, one.at);
     for (int i = 0; i < 30; i++) {
-        Batch both = next(left), more = next(right);
+        Tokens both = next(left), more = next(right);
         both.inputs.insert(both.inputs.end(), more.inputs.begin(), more.inputs.end());
         both.targets.insert(both.targets.end(), more.targets.begin(), more.targets.end());
         REQUIRE(both == next(one));
@@ -223,25 +227,25 @@ TEST_CASE("loader: a run resumed at any position goes on as if never stopped", "
 TEST_CASE("loader: a position outside of the data is refused", "[loader]") {
     TempFolder folder;
     write_shards(folder, {100, 50});
-    Loader ordered = loader_create(folder / "*.bin", vocab, 1, 5, 0, 1, false, 0);
-    Loader shuffled = loader_create(folder / "*.bin", vocab, 1, 5, 0, 1, true, 0);
+    Loader ordered = make_loader(folder, 1, 5, 0, 1, false, 0);
+    Loader shuffled = make_loader(folder, 1, 5, 0, 1, true, 0);
     auto refused = [](Loader& loader, LoaderPosition at) {
         return user_error_of([&] { loader_seek(loader, at); }).find("resume with the same") != std::string::npos;
     };
-    REQUIRE(refused(ordered, {2, 0, 0, 0}));
-    REQUIRE(refused(ordered, {-1, 0, 0, 0}));
-    REQUIRE(refused(ordered, {1, 51, 0, 0}));
-    REQUIRE_FALSE(refused(ordered, {1, 50, 0, 0}));
-    REQUIRE(refused(shuffled, {0, 0, 0, shuffled.num_windows}));
-    REQUIRE(refused(shuffled, {0, 0, -1, 0}));
-    REQUIRE_FALSE(refused(shuffled, {0, 0, 5, shuffled.num_windows - 1}));
+    REQUIRE(refused(ordered, {2, 0, {}}));
+    REQUIRE(refused(ordered, {-1, 0, {}}));
+    REQUIRE(refused(ordered, {1, 51, {}}));
+    REQUIRE_FALSE(refused(ordered, {1, 50, {}}));
+    REQUIRE(refused(shuffled, {0, 0, {{0, shuffled.corpora[0].num_windows}}}));
+    REQUIRE(refused(shuffled, {0, 0, {{-1, 0}}}));
+    REQUIRE_FALSE(refused(shuffled, {0, 0, {{5, shuffled.corpora[0].num_windows - 1}}}));
 }
 
 TEST_CASE("loader: validation reads in order and stops at the end", "[loader]") {
     std::vector<int> lengths = {30, 10, 0, 11, 21, 5};
     TempFolder folder;
     write_shards(folder, lengths);
-    Loader loader = loader_create(folder / "*.bin", vocab, 2, 5, 0, 1, false, 0);
+    Loader loader = make_loader(folder, 2, 5, 0, 1, false, 0);
     std::vector<int> starts = {0, 10, 40, 51, 61};  // 30: two (the third lacks a target); 10: none; 11: one; 21: two
     REQUIRE(loader_validation_batches(loader) == 5);
     std::vector<int> inputs(10), targets(10);
@@ -263,7 +267,7 @@ TEST_CASE("loader: too little data is refused with what one step needs", "[loade
     TempFolder folder;
     write_shards(folder, {40, 40});
     auto error = [&](int B, int T, int ranks, bool shuffle) {
-        return user_error_of([&] { loader_create(folder / "*.bin", vocab, B, T, 0, ranks, shuffle, 0); });
+        return user_error_of([&] { make_loader(folder, B, T, 0, ranks, shuffle, 0); });
     };
     REQUIRE(error(3, 13, 1, false).empty());
     REQUIRE(error(4, 10, 1, false).find("40 tokens, one step needs 41 (ranks 1, batch 4, length 10)") !=
@@ -273,4 +277,120 @@ TEST_CASE("loader: too little data is refused with what one step needs", "[loade
     REQUIRE(error(7, 10, 1, true).find("has 6 windows of 10 tokens, one step needs 7") != std::string::npos);
     REQUIRE(error(1, 10, 7, true).find("one step needs 7 (ranks 7, batch 1)") != std::string::npos);
     REQUIRE(error(1, 40, 1, true).find("has 0 windows") != std::string::npos);
+}
+
+TEST_CASE("loader: corpora mix by their shares, each with epochs of its own, whatever the ranks", "[loader]") {
+    TempFolder folder;
+    make_folders(folder / "a");
+    make_folders(folder / "b");
+    make_folders(folder / "c");
+    const std::vector<std::string> names = {"a", "b", "c"};
+    const std::vector<int> windows = {40, 7, 19}, first = {0, 1000, 2000};
+    const std::vector<double> shares = {0.5, 0.2, 0.3};
+    const int T = 4, count = 600;
+    std::vector<Corpus> corpora;
+    for (size_t c = 0; c < 3; c++) {
+        std::vector<uint32_t> tokens(static_cast<size_t>(windows[c] * T + 1));
+        std::iota(tokens.begin(), tokens.end(), static_cast<uint32_t>(first[c]));
+        shard_write(folder / (names[c] + "/s.bin"), tokens, c == 1 ? 70000 : vocab);  // one of uint32 among uint16
+        corpora.push_back({folder / (names[c] + "/*.bin"), shares[c]});
+    }
+    auto starts = [&](int B, int ranks, uint64_t seed, int resume_at) {
+        std::vector<Loader> loaders;
+        for (int r = 0; r < ranks; r++)
+            loaders.push_back(loader_create(corpora, {70000, B, T, r, ranks, true, seed}));
+        std::vector<int> order;
+        for (int step = 0; static_cast<int>(order.size()) < count; step++) {
+            for (int r = 0; r < ranks; r++) {
+                Loader& loader = loaders[static_cast<size_t>(r)];
+                if (step == resume_at) {
+                    Loader resumed = loader_create(corpora, loader.settings);
+                    loader_seek(resumed, loader.at);
+                    loader = resumed;
+                }
+                const Tokens batch = next(loader);
+                for (int b = 0; b < B; b++) order.push_back(batch.inputs[static_cast<size_t>(b * T)]);
+            }
+        }
+        order.resize(count);
+        return order;
+    };
+    const std::vector<int> order = starts(1, 1, 5, -1);
+    std::vector<int> given(3, 0);
+    std::vector<std::vector<int>> of_corpus(3);
+    for (int i = 0; i < count; i++) {
+        const size_t c = static_cast<size_t>(order[static_cast<size_t>(i)] / 1000);
+        given[c]++;
+        of_corpus[c].push_back((order[static_cast<size_t>(i)] - first[c]) / T);
+        for (size_t k = 0; k < 3; k++) REQUIRE(std::abs(given[k] - shares[k] * (i + 1)) <= 1 + 1e-9);
+    }
+    for (size_t c = 0; c < 3; c++) {  // whole epochs: every window once
+        const size_t n = static_cast<size_t>(windows[c]);
+        REQUIRE(of_corpus[c].size() >= 2 * n);
+        for (size_t e = 0; (e + 1) * n <= of_corpus[c].size(); e++) {
+            const auto at = of_corpus[c].begin() + static_cast<long>(e * n);
+            REQUIRE(std::set<int>(at, at + windows[c]).size() == n);
+        }
+        REQUIRE_FALSE(std::equal(of_corpus[c].begin(), of_corpus[c].begin() + windows[c],
+                                 of_corpus[c].begin() + windows[c]));
+    }
+    for (int ranks : {1, 2, 3})
+        for (int B : {1, 2, 5}) REQUIRE(starts(B, ranks, 5, 3) == order);
+    REQUIRE(starts(1, 1, 6, -1) != order);
+    // The share decides how much a corpus must have: 0.2 of 40 windows are 8.
+    const std::string error =
+        user_error_of([&] { loader_create(corpora, {70000, 40, T, 0, 1, true, 5}); });
+    REQUIRE(error.find("b/*.bin: has 7 windows of 4 tokens, one step needs 8") != std::string::npos);
+}
+
+TEST_CASE("loader: what is held out is never trained on, and nothing is lost", "[loader]") {
+    const std::vector<int> lengths = {101, 0, 8, 9, 200, 5, 17, 63};
+    TempFolder folder;
+    write_shards(folder, lengths);
+    const int T = 8;
+    const std::set<int> windows = all_windows(lengths, T);
+    for (double part : {0.02, 0.1, 0.5, 0.9}) {
+        for (bool shuffle : {true, false}) {
+            LoaderSettings settings = {vocab, 1, T, 0, 1, shuffle, 3, part, false};
+            Loader train = loader_create({{folder / "*.bin"}}, settings);
+            settings.held_out = true;
+            settings.shuffle = false;
+            const Loader held = loader_create({{folder / "*.bin"}}, settings);
+            const size_t out = static_cast<size_t>(std::llround(part * static_cast<double>(windows.size())));
+            std::set<int> trained, held_out;
+            for (size_t i = 0; i < windows.size() - out; i++) trained.insert(next(train).inputs[0]);
+            std::vector<int> inputs(T), targets(T);
+            for (int64_t m = 0; loader_validation_batch(held, m, inputs.data(), targets.data()); m++) {
+                held_out.insert(inputs[0]);
+                REQUIRE(targets[T - 1] == inputs[0] + T);
+            }
+            CAPTURE(part, shuffle);
+            REQUIRE(held_out.size() == out);
+            REQUIRE(trained.size() == windows.size() - out);
+            std::set<int> all = trained;
+            all.insert(held_out.begin(), held_out.end());
+            REQUIRE(all == windows);
+        }
+    }
+}
+
+TEST_CASE("prefetcher: the loader's batches in its order, and their positions", "[loader]") {
+    TempFolder folder;
+    write_shards(folder, {100, 61, 12, 77});
+    for (bool shuffle : {false, true}) {
+        for (int slots : {2, 4}) {
+            Loader plain = make_loader(folder, 2, 5, 1, 2, shuffle, 9);
+            next(plain);
+            Prefetcher ahead(plain, slots);
+            for (int step = 0; step < 50; step++) {
+                const Batch batch = ahead.next(nullptr);
+                if (step % 7 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));  // let it run ahead
+                const Tokens want = next(plain);
+                REQUIRE(std::equal(want.inputs.begin(), want.inputs.end(), batch.inputs));
+                REQUIRE(std::equal(want.targets.begin(), want.targets.end(), batch.targets));
+                REQUIRE(batch.after == plain.at);
+            }
+        }
+    }
+    Prefetcher unused(make_loader(folder, 2, 5, 0, 1, true, 9));  // ends without having given anything
 }

@@ -16,6 +16,7 @@ struct Data {
     TempFolder temp;
     std::string prefix = temp.path + "/tiny", dir = temp.path + "/run", other = temp.path + "/other";
     Data() { write_tiny_data(prefix); }
+    std::string val() const { return prefix + "_val_*.bin"; }
     ProgramResult train(const std::string& out, const std::vector<std::string>& more = {}) const {
         const ProgramResult result = run_program("train_gpt2", tiny_args(prefix, out, more));
         INFO(result.out << result.err);
@@ -53,12 +54,13 @@ void check_same_log(const std::string& a, const std::string& b) {
 TEST_CASE("10 updates are 5 + resume + 5, bit for bit", "[resume]") {
     NEEDS_PROGRAM();
     Data d;
-    const std::string val = d.prefix + "_val_*.bin";
     const std::vector<std::vector<std::string>> variants = {
         {},
         {"--no-shuffle", "--total-batch", "128", "--save-dtype", "bf16"},
         {"--freeze", "embed", "--freeze", "h.0.*"},
-        {"--schedule", "wsd", "--no-tie", "--val", val, "--val-every", "2", "--val-batches", "3"}};
+        {"--schedule", "wsd", "--no-tie", "--val", d.val(), "--val-every", "2", "--val-batches", "3"},
+        // The second corpus begins its second epoch within the run.
+        {"--mix", d.val() + "=0.3", "--hold-out", "0.9", "--val-every", "5", "--total-batch", "320"}};
     for (size_t i = 0; i < variants.size(); i++) {
         INFO("variant " << i);
         const std::string whole = d.dir + std::to_string(i), parts = d.other + std::to_string(i);
