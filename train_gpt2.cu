@@ -233,6 +233,7 @@ static void open_data(Run& run) {
     if (!run.tokenizer && (o.sample_every > 0 || !o.eval.empty()))
         throw user_error("%s needs the tokenizer of the shards, PREFIX_tokenizer.json beside %s",
                          o.sample_every > 0 ? "--sample-every" : "--eval", first_shard.c_str());
+    if (o.sample_every > 0) prompt_tokens(*run.tokenizer, *o.prompt, run.config.vocab);
     for (const std::string& task : o.eval) {
         const std::string path = task.substr(task.find('=') + 1);
         run.evals.push_back({path, read_text_tokens(path, *run.tokenizer, run.config.vocab)});
@@ -243,6 +244,8 @@ static void open_data(Run& run) {
 static void make_model(Run& run) {
     const TrainOptions& o = run.options;
     run.model = model_create(run.config, run.B, run.T, Use::training);
+    // Whether samples find room is seen here rather than in the middle of the run.
+    if (o.sample_every > 0 && run.rank == 0) decoder_create(*run.model, 1, run.T);
     const Registry& registry = model_registry(*run.model);
     const size_t size = static_cast<size_t>(registry.arena);
     if (run.resume_step >= 0) {
@@ -285,13 +288,13 @@ static double validate(Run& run) {
 }
 
 static void print_sample(Run& run, int64_t step) {
-    std::vector<int> tokens = run.tokenizer->encode(*run.options.prompt);
+    const std::vector<int> prompt = prompt_tokens(*run.tokenizer, *run.options.prompt, run.config.vocab);
     std::string text;
     SampleSettings settings;
     settings.temperature = 0.8;
     settings.seed = run.options.seed;
-    generate(*run.model, tokens, run.options.sample_tokens.value_or(64), run.T, settings, static_cast<uint64_t>(step),
-             [&](int token) {
+    generate(*run.model, prompt, run.options.sample_tokens.value_or(64), run.T, settings, static_cast<uint64_t>(step), 1,
+             [&](int, int token) {
                  run.tokenizer->decode(token, text);
                  return true;
              });
@@ -439,7 +442,9 @@ static int dry_run(const TrainOptions& o) {
     printf("%-24s%.6e (seq %d)\n", "FLOPs per token", flops_per_token(config, sizes.T), sizes.T);
     printf("%-24s%lld (%lld micro-batches of %d x %d)\n", "tokens per update",
            static_cast<long long>(sizes.total_batch), static_cast<long long>(sizes.micro_steps), sizes.B, sizes.T);
-    const std::vector<MemorySegment> segments = model_memory(config, sizes.B, sizes.T, Use::training);
+    std::vector<MemorySegment> segments = model_memory(config, sizes.B, sizes.T, Use::training);
+    const size_t sampling = o.sample_every > 0 ? decoder_bytes(config, 1, sizes.T) : 0;
+    if (sampling > 0) segments.push_back({"samples, at most", sampling});
     printf("memory of one rank at batch %d\n", sizes.B);
     for (const MemorySegment& segment : segments)
         printf("    %-20s%s\n", segment.name.c_str(), bytes_text(static_cast<double>(segment.bytes)).c_str());
@@ -447,7 +452,8 @@ static int dry_run(const TrainOptions& o) {
     const Machine machine = find_machine();
     if (machine.found) {
         printf("%-24s%d sequences of %d tokens (%s free on %s)\n", "largest batch",
-               largest_batch(config, sizes.T, Use::training, machine.free_bytes), sizes.T,
+               largest_batch(config, sizes.T, Use::training, machine.free_bytes - std::min(sampling, machine.free_bytes)),
+               sizes.T,
                bytes_text(static_cast<double>(machine.free_bytes)).c_str(), machine.device.c_str());
     } else {
         printf("%-24snot known: %s\n", "largest batch", machine.peak_source.c_str());

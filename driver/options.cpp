@@ -165,7 +165,7 @@ void add_watch_options(CLI::App& app, TrainOptions& o) {
     app.add_option("--layer-stats-every", o.layer_stats_every,
                    "log norms, activations and gates of each layer every N updates; 0: never")->group(group);
     app.add_option("--sample-tokens", o.sample_tokens, "length of the sample [64]")->group(group);
-    app.add_option("--prompt", o.prompt, "text the sample begins with")->group(group);
+    app.add_option("--prompt", o.prompt, "text the sample begins with; '': a new text")->group(group);
 }
 
 void print_presets() {
@@ -277,7 +277,7 @@ void check_run(const TrainOptions& o) {
     if (o.sample_every == 0) {
         check_belongs(o.prompt.has_value(), "--prompt", "--sample-every");
         check_belongs(o.sample_tokens.has_value(), "--sample-tokens", "--sample-every");
-    } else if (!o.prompt || o.prompt->empty()) {
+    } else if (!o.prompt) {
         throw user_error("--sample-every needs --prompt TEXT, what the sample begins with");
     }
     if (o.sample_tokens) check_at_least("--sample-tokens", *o.sample_tokens, 1);

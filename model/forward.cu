@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "kernels/attention.cuh"
+#include "kernels/attention_decode.cuh"
 #include "kernels/bias.cuh"
 #include "kernels/classifier.cuh"
 #include "kernels/rope.cuh"
@@ -37,17 +38,27 @@ void set_schedule(Model& m, bool evaluation) {
     m.alpha_evaluation = evaluation;
 }
 
-void attention_sublayer(Model& m, int l, int b, int t) {
+// With a cache the tokens stand behind those whose keys and values are in it, and theirs are added.
+void attention_sublayer(Model& m, int l, int b, int t, const KvCache* cache) {
     const ModelConfig& c = m.config;
     const LayerOffsets& o = m.layers[static_cast<size_t>(l)];
     LayerValues& a = m.values[static_cast<size_t>(l)];
-    const int N = b * t, C = c.channels, W = m.qkv_width(), KV = m.kv_channels();
+    const int N = b * t, C = c.channels, W = m.qkv_width(), KV = m.kv_channels(), HS = c.head_size();
+    const int position = cache ? cache->position : 0;
     Rule& rule = m.rule();
     matmul_forward(m.mm, a.qkv, rule.input(2 * l), m.param(o.qkv.weight), m.param(o.qkv.bias), N, C, W, m.stream);
-    if (m.rope) rope_forward(a.qkv, m.rope, b, t, c.heads, c.kv_heads, c.head_size(), m.stream);
+    if (m.rope)
+        rope_forward(a.qkv, m.rope + static_cast<int64_t>(position) * HS, b, t, c.heads, c.kv_heads, HS, m.stream);
     if (m.first_value && l == 0) value_copy(m.first_value, a.qkv, N, W, KV, m.stream);
     if (m.first_value && l > 0) value_mix(a.qkv, a.value, m.first_value, m.exact(o.value_lambda), N, W, KV, m.stream);
-    attention_forward(a.attn, a.lse, a.qkv, b, t, c.heads, c.kv_heads, c.head_size(), m.stream);
+    if (cache)
+        attention_cache_write(cache->layer(l), cache->first, cache->rows, position, cache->capacity, a.qkv, b, t,
+                              c.heads, c.kv_heads, HS, m.stream);
+    if (position > 0)
+        attention_decode(a.attn, cache->scratch, a.qkv, cache->layer(l), b, position + 1, cache->capacity, c.heads,
+                         c.kv_heads, HS, m.stream);
+    else
+        attention_forward(a.attn, a.lse, a.qkv, b, t, c.heads, c.kv_heads, HS, m.stream);
     matmul_forward(m.mm, rule.output(2 * l + 1), a.attn, m.param(o.attn_proj.weight), m.param(o.attn_proj.bias), N, C,
                    C, m.stream);
 }
@@ -70,17 +81,22 @@ void mlp_sublayer(Model& m, int l, int N) {
                    m.stream);
 }
 
-// tokens (b,t) -> input(2L), which the head reads.
-void forward(Model& m, int b, int t, bool evaluation) {
+}  // namespace
+
+void forward(Model& m, int b, int t, bool evaluation, const KvCache* cache) {
     const int N = b * t;
+    const int64_t position = cache ? cache->position : 0;
+    CHECK(position == 0 || t == 1);
     const Pass pass = make_pass(m, N);
     Rule& rule = m.rule();
     set_schedule(m, evaluation);
     rule.begin(pass);
-    embedding_forward(rule.embedding(), m.tokens, m.param(m.wte), m.param(m.wpe), b, t, m.config.channels, m.stream);
+    embedding_forward(rule.embedding(), m.tokens, m.param(m.wte),
+                      m.param(m.wpe < 0 ? -1 : m.wpe + position * m.config.channels), b, t, m.config.channels,
+                      m.stream);
     rule.forward(pass, 0);
     for (int l = 0; l < m.config.layers; l++) {
-        attention_sublayer(m, l, b, t);
+        attention_sublayer(m, l, b, t, cache);
         rule.forward(pass, 2 * l + 1);
         mlp_sublayer(m, l, N);
         rule.forward(pass, 2 * l + 2);
@@ -90,6 +106,26 @@ void forward(Model& m, int b, int t, bool evaluation) {
         }
     }
 }
+
+void upload(Model& m, int* device, const int* host, size_t count) {
+    CUDA_CHECK(cudaMemcpyAsync(device, host, count * sizeof(int), cudaMemcpyHostToDevice, m.stream));
+}
+
+void logits_of(Model& m, int64_t first, int rows, float* logits) {
+    const int C = m.config.channels, V = m.config.vocab, Vp = m.config.padded_vocab();
+    CHECK(rows <= m.chunk);
+    matmul_forward(m.mm, m.logits, m.rule().input(2 * m.config.layers) + first * C, m.param(m.head), nullptr, rows, C,
+                   Vp, m.stream);
+    std::vector<floatX> host(static_cast<size_t>(rows) * static_cast<size_t>(Vp));
+    CUDA_CHECK(cudaMemcpyAsync(host.data(), m.logits, host.size() * sizeof(floatX), cudaMemcpyDeviceToHost, m.stream));
+    CUDA_CHECK(cudaStreamSynchronize(m.stream));
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < V; i++)
+            logits[static_cast<int64_t>(r) * V + i] = to_float(host[static_cast<size_t>(r) * static_cast<size_t>(Vp) +
+                                                                    static_cast<size_t>(i)]);
+}
+
+namespace {
 
 // Losses of all rows, a chunk of logits at a time, so that the logits never exist whole. With backward: the gradient of
 // the head's weight, and of the head's input.
@@ -173,10 +209,6 @@ void backward(Model& m, int b, int t) {
     if (m.wpe >= 0) embedding_backward_positions(m.grad(m.wpe), rule.d_embedding(), b, t, C, m.stream);
 }
 
-void upload(Model& m, int* device, const int* host, size_t count) {
-    CUDA_CHECK(cudaMemcpyAsync(device, host, count * sizeof(int), cudaMemcpyHostToDevice, m.stream));
-}
-
 }  // namespace
 
 void model_watch(Model& m, bool on) {
@@ -237,13 +269,7 @@ double model_loss(Model& m, const int* inputs, const int* targets, int b, int t)
 
 void model_last_logits(Model& m, const int* tokens, int t, float* logits) {
     CHECK(t >= 1 && t <= m.B * m.T);
-    const int C = m.config.channels, V = m.config.vocab, Vp = m.config.padded_vocab();
     upload(m, m.tokens, tokens, static_cast<size_t>(t));
     forward(m, 1, t, true);
-    matmul_forward(m.mm, m.logits, m.rule().input(2 * m.config.layers) + static_cast<int64_t>(t - 1) * C,
-                   m.param(m.head), nullptr, 1, C, Vp, m.stream);
-    std::vector<floatX> row(static_cast<size_t>(V));
-    CUDA_CHECK(cudaMemcpyAsync(row.data(), m.logits, row.size() * sizeof(floatX), cudaMemcpyDeviceToHost, m.stream));
-    CUDA_CHECK(cudaStreamSynchronize(m.stream));
-    for (int i = 0; i < V; i++) logits[i] = to_float(row[static_cast<size_t>(i)]);
+    logits_of(m, t - 1, 1, logits);
 }

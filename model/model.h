@@ -83,3 +83,27 @@ double model_update(Model& model, const UpdateSettings& settings, int64_t step);
 double model_loss(Model& model, const int* inputs, const int* targets, int b, int t);
 // logits (V) fp32 on the host of the last of t tokens of one sequence.
 void model_last_logits(Model& model, const int* tokens, int t, float* logits);
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Text that grows token by token: `rows` sequences of one length, whose earlier keys and values are kept, so that a step
+// costs one token's work for each. Every function gives the logits of the next token, fp32 on the host (synchronises).
+struct Decoder;
+struct DecoderDeleter {
+    void operator()(Decoder* decoder) const;
+};
+using DecoderPtr = std::unique_ptr<Decoder, DecoderDeleter>;
+
+// Device memory of a decoder of that many sequences of up to `capacity` tokens.
+size_t decoder_bytes(const ModelConfig& config, int rows, int capacity);
+// How many sequences, 1 .. wanted, can be decoded at a time: what the model's buffers and the free memory hold.
+int decoder_rows(const Model& model, int wanted, int capacity);
+// capacity <= the model's context and B*T. UserError when the memory is not there. The model must outlive the decoder; its
+// other passes may come in between.
+DecoderPtr decoder_create(Model& model, int rows, int capacity);
+int decoder_length(const Decoder& decoder);
+// Starts anew: all rows hold the same t tokens. logits (V).
+void decoder_start(Decoder& decoder, const int* tokens, int t, float* logits);
+// Starts anew with tokens (rows,t). logits (rows,V).
+void decoder_restart(Decoder& decoder, const int* tokens, int t, float* logits);
+// One more token for each row, tokens (rows); decoder_length must be below the capacity. logits (rows,V).
+void decoder_step(Decoder& decoder, const int* tokens, float* logits);

@@ -25,6 +25,17 @@ struct LayerOffsets {
     int64_t value_lambda = -1;
 };
 
+// Keys and values of sequences that grow token by token, and what the coming forward pass adds to them.
+struct KvCache {
+    floatX* data = nullptr;  // (L) of layer_count elements: kernels/attention_decode.cuh
+    int64_t layer_count = 0;
+    int capacity = 0;         // positions
+    void* scratch = nullptr;  // for attention_decode
+    int first = 0, rows = 0;  // sequences that the pass writes
+    int position = 0;         // of the pass's first token; a pass of several tokens begins at 0
+    floatX* layer(int l) const { return data + l * layer_count; }
+};
+
 struct Model {
     ModelConfig config;
     Registry registry;
@@ -93,3 +104,10 @@ struct Model {
     Rule& rule() const { return *residual.rule; }
     float* grad(int64_t offset) const { return offset < 0 ? nullptr : grads + offset; }
 };
+
+// tokens (b,t) of m.tokens -> input(2L) of the rule, which the head reads. With a cache: it is written, and tokens behind
+// position 0 read it.
+void forward(Model& m, int b, int t, bool evaluation, const KvCache* cache = nullptr);
+// logits (rows,V) on the host of rows first .. first+rows-1 of the last forward pass (synchronises).
+void logits_of(Model& m, int64_t first, int rows, float* logits);
+void upload(Model& m, int* device, const int* host, size_t count);

@@ -14,6 +14,8 @@
 // From OpenBLAS; declared here so that no header path is needed. The enumerations are passed as ints.
 extern "C" void cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha, const float* a,
                             int lda, const float* b, int ldb, float beta, float* c, int ldc);
+extern "C" void cblas_sgemv(int order, int trans, int m, int n, float alpha, const float* a, int lda, const float* x,
+                            int incx, float beta, float* y, int incy);
 
 namespace simt::gemm {
 
@@ -28,6 +30,12 @@ constexpr int64_t kPanelElements = 1 << 20;
 
 void sgemm(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, float alpha, const float* a, int64_t lda,
            const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
+    if (n == 1) {  // a token at a time: sgemm would copy the whole matrix first
+        const int rows = static_cast<int>(trans_a ? k : m), columns = static_cast<int>(trans_a ? m : k);
+        cblas_sgemv(kColMajor, trans_a ? kTrans : kNoTrans, rows, columns, alpha, a, static_cast<int>(lda), b,
+                    trans_b ? static_cast<int>(ldb) : 1, beta, c, 1);
+        return;
+    }
     cblas_sgemm(kColMajor, trans_a ? kTrans : kNoTrans, trans_b ? kTrans : kNoTrans, static_cast<int>(m),
                 static_cast<int>(n), static_cast<int>(k), alpha, a, static_cast<int>(lda), b, static_cast<int>(ldb),
                 beta, c, static_cast<int>(ldc));

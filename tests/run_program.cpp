@@ -38,10 +38,10 @@ bool have_program(const std::string& name) {
     return !build_folder().empty() && fs::exists(build_folder() + "/" + name);
 }
 
-static ProgramResult run_command(const std::string& command) {
+static ProgramResult run_command(const std::string& command, const std::string& input = "/dev/null") {
     TempFolder folder;
     const std::string out = folder.path + "/out", err = folder.path + "/err";
-    const int raw = std::system((command + " > " + quoted(out) + " 2> " + quoted(err) + " < /dev/null").c_str());
+    const int raw = std::system((command + " > " + quoted(out) + " 2> " + quoted(err) + " < " + quoted(input)).c_str());
     ProgramResult result;
     result.status = WIFEXITED(raw) ? WEXITSTATUS(raw) : 128 + WTERMSIG(raw);
     result.out = slurp(out);
@@ -55,8 +55,8 @@ static std::string command_line(const std::string& name, const std::vector<std::
     return command;
 }
 
-ProgramResult run_program(const std::string& name, const std::vector<std::string>& arguments) {
-    return run_command(command_line(name, arguments));
+ProgramResult run_program(const std::string& name, const std::vector<std::string>& arguments, const std::string& input) {
+    return run_command(command_line(name, arguments), input);
 }
 
 ProgramResult run_ranks(int ranks, const std::string& name, const std::vector<std::string>& arguments) {

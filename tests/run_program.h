@@ -7,8 +7,10 @@ struct ProgramResult {
     int status;             // exit code
     std::string out, err;   // what it printed
 };
-// Runs build/<this build>/NAME with arguments; the folder comes from the environment variable RESIDUAL_BUILD.
-ProgramResult run_program(const std::string& name, const std::vector<std::string>& arguments);
+// Runs build/<this build>/NAME with arguments; the folder comes from the environment variable RESIDUAL_BUILD. input: the
+// file it reads as standard input.
+ProgramResult run_program(const std::string& name, const std::vector<std::string>& arguments,
+                          const std::string& input = "/dev/null");
 // Under mpirun with that many ranks.
 ProgramResult run_ranks(int ranks, const std::string& name, const std::vector<std::string>& arguments);
 // True when RESIDUAL_BUILD names a folder with that program.

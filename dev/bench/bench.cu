@@ -128,7 +128,7 @@ static int run(int argc, char** argv) {
     CLI::App app{"Times every kernel by itself, beside a reference and the machine's ceiling, and every residual rule."};
     std::vector<std::string> wanted = {"all"};
     std::vector<int> numbers;
-    app.add_option("--kernel", wanted, "some of rows,matmul,attention,rules, or all")->delimiter(',')->capture_default_str();
+    app.add_option("--kernel", wanted, "some of rows,matmul,attention,attention_decode,rules, or all")->delimiter(',')->capture_default_str();
     app.add_option("--shape", numbers, "B,T,C,heads,vocab (trailing ones may be left out)")->delimiter(',');
     app.add_option("--json", json_path, "write the rows to this file too");
     try {
@@ -147,10 +147,11 @@ static int run(int argc, char** argv) {
         *fields[i] = numbers[i];
     }
     const std::vector<std::pair<std::string, void (*)(const BenchShape&)>> list = {
-        {"rows", bench_rows}, {"matmul", bench_matmul}, {"attention", bench_attention}, {"rules", bench_rules}};
+        {"rows", bench_rows}, {"matmul", bench_matmul}, {"attention", bench_attention},
+        {"attention_decode", bench_attention_decode}, {"rules", bench_rules}};
     for (const std::string& name : wanted)
         if (name != "all" && std::none_of(list.begin(), list.end(), [&](const auto& known) { return known.first == name; }))
-            throw user_error("--kernel %s: there are rows, matmul, attention, rules, all", name.c_str());
+            throw user_error("--kernel %s: there are rows, matmul, attention, attention_decode, rules, all", name.c_str());
     auto asked = [&](const std::string& name) { return std::find(wanted.begin(), wanted.end(), name) != wanted.end(); };
     std::printf("copy %.1f GB/s, GEMM %.3f TFLOP/s (%s)\n", copy_bytes_per_second() * 1e-9, gemm_flops_per_second() * 1e-12,
                 sizeof(floatX) == 2 ? "bf16" : "fp32");

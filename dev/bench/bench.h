@@ -35,6 +35,7 @@ struct BenchShape {
 void bench_rows(const BenchShape& shape);       // bench_rows.cu: what is memory-bound, from seams to AdamW
 void bench_matmul(const BenchShape& shape);     // bench_matmul.cu: products and activations
 void bench_attention(const BenchShape& shape);  // bench_attention.cu
+void bench_attention_decode(const BenchShape& shape);  // the same file: one new query over a cache
 void bench_rules(const BenchShape& shape);      // bench_rules.cu: residual rules, in training updates of a whole model
 
 // Ceilings of this machine, measured once per run.

@@ -1,9 +1,11 @@
 // Attention forward and backward. Useful work: the causal half of two products forward, of five backward. Beside each
 // stands a plain kernel that does the same job with one thread per query (forward) or per query and per key (backward).
+// Then attention of one new query over a cache, whose work is reading the cache.
 #include <vector>
 
 #include "dev/bench/bench.h"
 #include "kernels/attention.cuh"
+#include "kernels/attention_decode.cuh"
 
 namespace {
 
@@ -133,7 +135,41 @@ void bench_one(int B, int T, int NH, int NKV, int HS) {
         CUDA_CHECK(cudaFree(p));
 }
 
+// B sequences with `length` positions in the cache.
+void bench_decode(int B, int length, int NH, int NKV, int HS) {
+    const int64_t count = attention_cache_count(B, NKV, length, HS);
+    floatX *cache = random_array(count), *qkv = random_array(static_cast<int64_t>(B) * (NH + 2 * NKV) * HS);
+    floatX* out = device_array<floatX>(static_cast<int64_t>(B) * NH * HS);
+    void* scratch =
+        device_array<char>(static_cast<int64_t>(attention_decode_scratch_bytes(B, length, NH, NKV, HS)));
+    const double us =
+        time_us([&] { attention_decode(out, scratch, qkv, cache, B, length, length, NH, NKV, HS, nullptr); });
+    bench_report({"attention_decode", format("B=%d T=%d NH=%d NKV=%d HS=%d", B, length, NH, NKV, HS), us,
+                  static_cast<double>(count) * sizeof(floatX)});
+    for (void* p : {static_cast<void*>(cache), static_cast<void*>(qkv), static_cast<void*>(out), scratch})
+        CUDA_CHECK(cudaFree(p));
+}
+
 }  // namespace
+
+void bench_attention_decode(const BenchShape& shape) {
+    if (shape.B > 0 && shape.T > 0 && shape.C > 0 && shape.heads > 0) {
+        bench_decode(shape.B, shape.T, shape.heads, shape.heads, shape.C / shape.heads);
+        return;
+    }
+    if (multiprocessors() < 16) {  // sizes a CPU does in a second
+        bench_decode(1, 1024, 12, 12, 64);
+        bench_decode(4, 256, 12, 12, 64);
+        bench_decode(4, 1024, 8, 2, 128);
+        return;
+    }
+    bench_decode(1, 1024, 12, 12, 64);
+    bench_decode(32, 1024, 12, 12, 64);
+    bench_decode(16, 4096, 16, 16, 64);
+    bench_decode(1, 8192, 32, 8, 128);
+    bench_decode(16, 8192, 32, 8, 128);
+    bench_decode(16, 4096, 8, 1, 256);
+}
 
 void bench_attention(const BenchShape& shape) {
     if (shape.B > 0 && shape.T > 0 && shape.C > 0 && shape.heads > 0) {
