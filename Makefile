@@ -41,7 +41,7 @@ BENCH := $(wildcard dev/bench/bench*.cu)
 PROGRAMS := train_gpt2 eval_gpt2 sample_gpt2 tokenize bench
 # Tests of kernels and of the CPU machine: what the check and asan variants build; check has the rules inside a model too.
 KERNEL_TESTS := $(wildcard $(addprefix tests/test_,$(addsuffix .c*,simt* ptx matmul cublaslt activation attention* seam depth_attention \
-                  embedding bias classifier rope swiglu adamw gradient_norm nccl hc mhc \
+                  embedding bias classifier scoring rope swiglu adamw gradient_norm nccl hc mhc \
                   branch_scale value_residual x0 gate_clip $(if $(filter check,$(VARIANT)),rules rule_sizes decode))))
 ALL_TESTS := $(wildcard tests/test_*.cpp tests/test_*.cu) tests/run_program.cpp
 TESTS := $(if $(VARIANT),$(KERNEL_TESTS),$(if $(filter cuda,$(BACKEND)),$(filter-out tests/test_simt%,$(ALL_TESTS)),$(ALL_TESTS)))

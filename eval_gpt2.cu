@@ -1,6 +1,5 @@
 // eval_gpt2: scores a trained model on tasks.
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -8,65 +7,75 @@
 #include "driver/cli.h"
 #include "driver/load.h"
 #include "driver/program.h"
-#include "eval/perplexity.h"
+#include "eval/tasks.h"
+
+// Written in place, not aside and renamed: it may well be /dev/stdout.
+static void write_file(const char* option, const std::string& path, const std::string& text) {
+    std::ofstream file(path);
+    file << text << std::flush;
+    if (!file)
+        throw user_error("%s %s: cannot be written; check the path and the space left", option, path.c_str());
+}
 
 static int evaluate(int argc, char** argv) {
-    std::string dir, json_path;
+    std::string dir, json_path, samples_path;
     std::vector<std::string> tasks;
     int batch = 4, stride = 0;
-    CLI::App app{"Scores a trained model."};
+    int64_t limit = 0;
+    bool whole_chunks = false;
+    CLI::App app{"Scores a trained model as lm-evaluation-harness would; eval/README.md describes tasks and files."};
     cli_defaults(app, "eval_gpt2");
     app.add_option("--model", dir, "checkpoint, run or Hugging Face folder")->type_name("DIR");
-    app.add_option("--task", tasks, "what to score; repeatable: ppl=FILE (perplexity of a text)")
+    app.add_option("--task", tasks,
+                   "what to score; repeatable: " + task_names() + "; piqa and winogrande also FILE,LABELS")
         ->type_name("NAME=FILE")
         ->take_all()
         ->allow_extra_args(false)
         ->default_str("");
-    app.add_option("--batch", batch, "sequences at a time");
+    app.add_option("--batch", batch, "sequences of the model's context at a time, or as many tokens of shorter ones");
     app.add_option("--stride", stride, "ppl: tokens between windows; 0: the context, no overlap");
+    app.add_flag("--whole-chunks", whole_chunks, "ppl: whole chunks of the context only, as nanoGPT and MLS-Bench count");
+    app.add_option("--limit", limit, "only the first N examples of each task but ppl; 0: all")->type_name("N");
+    app.add_option("--samples", samples_path, "write every example's log-likelihoods here")->type_name("FILE");
     app.add_option("--json", json_path, "write the scores here as well")->type_name("FILE");
     if (!cli_parse(app, argc, argv)) return EXIT_DONE;
     if (batch < 1) throw user_error("--batch %d: it must be at least 1", batch);
     if (stride < 0) throw user_error("--stride %d: it must be at least 0", stride);
-    for (const std::string& task : tasks) {
-        const size_t equals = task.find('=');
-        if (equals == std::string::npos || equals == 0 || equals + 1 == task.size())
-            throw user_error("--task %s: it is written NAME=FILE", task.c_str());
-        if (task.substr(0, equals) != "ppl")
-            throw user_error("--task %s: there is no such task; there are: ppl", task.substr(0, equals).c_str());
-    }
+    if (limit < 0) throw user_error("--limit %lld: it must be at least 0", static_cast<long long>(limit));
+    if (whole_chunks && stride > 0) throw user_error("--whole-chunks and --stride exclude each other: chunks do not overlap");
+    std::vector<TaskSpec> specs;
+    for (const std::string& task : tasks) specs.push_back(parse_task("--task", task));
     if (dir.empty()) throw user_error("--model DIR is missing: which model is to be scored?");
-    if (tasks.empty()) throw user_error("--task NAME=FILE is missing: on what? There are: ppl");
+    if (tasks.empty())
+        throw user_error("--task NAME=FILE is missing: on what? There are: %s", task_names().c_str());
+    const bool any_ppl = std::any_of(specs.begin(), specs.end(), [](const TaskSpec& s) { return s.name == "ppl"; });
+    if (!any_ppl && (stride > 0 || whole_chunks))
+        throw user_error("%s belongs to the task ppl, which is not asked for", stride > 0 ? "--stride" : "--whole-chunks");
 
     LoadedModel loaded = load_model(dir, batch);
     const ModelConfig& config = model_config(*loaded.model);
+    check_tokenizer(*loaded.tokenizer, config, loaded.folder);
     if (stride > config.context)
         throw user_error("--stride %d is longer than the model's context of %d tokens", stride, config.context);
-    std::vector<std::pair<std::string, TextTokens>> texts;  // all read before the first is scored
-    for (const std::string& task : tasks) {
-        const std::string path = task.substr(task.find('=') + 1);
-        texts.emplace_back(path, read_text_tokens(path, *loaded.tokenizer, config.vocab));
+    std::vector<Task> read;  // all before the first is scored
+    for (const TaskSpec& spec : specs) {
+        read.push_back(read_task(spec, *loaded.tokenizer, config, config.context, limit));
+        for (const std::string& note : read.back().notes) printf("note: %s\n", note.c_str());
     }
-    nlohmann::ordered_json scores = nlohmann::ordered_json::array();
-    for (const auto& [path, text] : texts) {
-        const Perplexity p = perplexity(*loaded.model, text, loaded.tokenizer->eot(), batch, config.context, stride);
-        if (!std::isfinite(p.nll))
-            throw user_error("%s: the model's loss on %s is not finite", loaded.folder.c_str(), path.c_str());
-        printf("ppl %s: %.6f per token, %.6f per word, %.6f bits per byte (%lld tokens, %lld words, %lld bytes)\n",
-               path.c_str(), p.ppl(), p.word_ppl(), p.bits_per_byte(), static_cast<long long>(p.tokens),
-               static_cast<long long>(p.words), static_cast<long long>(p.bytes));
-        nlohmann::ordered_json score = {
-            {"task", "ppl"}, {"file", path}, {"n", p.tokens}, {"skipped", 0}, {"ppl", p.ppl()}};
-        if (p.words > 0) score["word_ppl"] = p.word_ppl();
-        score["bits_per_byte"] = p.bits_per_byte();
-        scores.push_back(score);
+    nlohmann::ordered_json list = nlohmann::ordered_json::array();
+    std::string samples;
+    for (const Task& task : read) {
+        const Windows windows = {batch, config.context, stride, whole_chunks};
+        const Scores scores = run_task(*loaded.model, task, *loaded.tokenizer, windows, nullptr);
+        if (!scores.finite)
+            throw user_error("%s: the model's loss on %s is not finite", loaded.folder.c_str(), scores.file.c_str());
+        printf("%s\n", scores_line(scores).c_str());
+        fflush(stdout);
+        list.push_back(scores_json(scores));
+        for (const Scores::Sample& sample : scores.samples) samples += sample_json(scores, sample).dump() + "\n";
     }
-    if (!json_path.empty()) {  // written in place, not aside and renamed: it may well be /dev/stdout
-        std::ofstream file(json_path);
-        file << scores.dump(2) << std::endl;
-        if (!file)
-            throw user_error("--json %s: cannot be written; check the path and the space left", json_path.c_str());
-    }
+    if (!samples_path.empty()) write_file("--samples", samples_path, samples);
+    if (!json_path.empty()) write_file("--json", json_path, list.dump(2) + "\n");
     return EXIT_DONE;
 }
 

@@ -20,7 +20,7 @@
 #include "driver/options.h"
 #include "driver/program.h"
 #include "driver/sampler.h"
-#include "eval/perplexity.h"
+#include "eval/tasks.h"
 #include "model/model.h"
 #include "parallel/rendezvous.h"
 
@@ -41,11 +41,6 @@ static double seconds_now() {
 // ---------------------------------------------------------------------------------------------------------------------
 // A run and what it holds, in the order in which it is built.
 
-struct EvalFile {
-    std::string path;
-    TextTokens text;
-};
-
 struct Run {
     TrainOptions options;
     Comm* comm = nullptr;
@@ -64,7 +59,7 @@ struct Run {
     int64_t val_batches = 0;     // 0: no validation
     std::string tokenizer_file;  // beside the shards; empty: none
     TokenizerPtr tokenizer;
-    std::vector<EvalFile> evals;
+    std::vector<Task> evals;
 
     Machine machine;
     ModelPtr model;
@@ -198,7 +193,7 @@ static void compare_tokenizers(const Run& run) {
     }
 }
 
-// Opens the shards, the tokenizer beside them and the evaluation texts.
+// Opens the shards, the tokenizer beside them and the files of the evaluation tasks.
 static void open_data(Run& run) {
     const TrainOptions& o = run.options;
     if (o.train.empty()) return;  // --init-only
@@ -234,9 +229,11 @@ static void open_data(Run& run) {
         throw user_error("%s needs the tokenizer of the shards, PREFIX_tokenizer.json beside %s",
                          o.sample_every > 0 ? "--sample-every" : "--eval", first_shard.c_str());
     if (o.sample_every > 0) prompt_tokens(*run.tokenizer, *o.prompt, run.config.vocab);
-    for (const std::string& task : o.eval) {
-        const std::string path = task.substr(task.find('=') + 1);
-        run.evals.push_back({path, read_text_tokens(path, *run.tokenizer, run.config.vocab)});
+    if (!o.eval.empty()) check_tokenizer(*run.tokenizer, run.config, run.tokenizer_file);
+    for (const std::string& text : o.eval) {
+        run.evals.push_back(read_task(parse_task("--eval", text), *run.tokenizer, run.config, run.T, 0));
+        const std::vector<std::string>& notes = run.evals.back().notes;
+        run.notes.insert(run.notes.end(), notes.begin(), notes.end());
     }
 }
 
@@ -409,10 +406,9 @@ static int train_loop(Run& run) {
             const double val_loss = validate(run);
             log_val(run.log, step, val_loss);
         }
-        if (run.rank == 0 && due(o.eval_every.value_or(0))) {
-            for (const EvalFile& eval : run.evals)
-                log_eval(run.log, step, perplexity(*run.model, eval.text, run.tokenizer->eot(), run.B, run.T, 0),
-                         eval.path);
+        if (due(o.eval_every.value_or(0))) {
+            for (const Task& task : run.evals)
+                log_eval(run.log, step, run_task(*run.model, task, *run.tokenizer, {run.B, run.T}, run.comm));
         }
         if (run.rank == 0 && o.sample_every > 0 && due(o.sample_every)) print_sample(run, step);
         if (stop || last || (o.save_every > 0 && step % o.save_every == 0)) save_checkpoint(run);

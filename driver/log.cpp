@@ -185,18 +185,11 @@ void log_val(Log& log, int64_t step, double loss) {
     log_line(log, format("step %lld  validation loss %.6f", static_cast<long long>(step), loss));
 }
 
-void log_eval(Log& log, int64_t step, const Perplexity& scores, const std::string& file) {
-    write(log, {{"event", "eval"},
-                {"step", step},
-                {"task", "ppl"},
-                {"file", file},
-                {"n", scores.tokens},
-                {"ppl", number(scores.ppl())},
-                {"word_ppl", number(scores.word_ppl())},
-                {"bits_per_byte", number(scores.bits_per_byte())}});
-    log_line(log, format("step %lld  %s: perplexity %.4f per token, %.4f per word, %.5f bits per byte",
-                         static_cast<long long>(step), file.c_str(), scores.ppl(), scores.word_ppl(),
-                         scores.bits_per_byte()));
+void log_eval(Log& log, int64_t step, const Scores& scores) {
+    ordered_json event = {{"event", "eval"}, {"step", step}};
+    event.update(scores_json(scores));
+    write(log, event);
+    log_line(log, format("step %lld  %s", static_cast<long long>(step), scores_line(scores).c_str()));
 }
 
 void log_sample(Log& log, int64_t step, const std::string& prompt, const std::string& text) {

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "driver/machine.h"
-#include "eval/perplexity.h"
+#include "eval/tasks.h"
 #include "model/registry.h"
 
 struct Log {
@@ -45,7 +45,7 @@ struct StepRecord {
 void log_step(Log& log, const StepRecord& step);
 
 void log_val(Log& log, int64_t step, double loss);
-void log_eval(Log& log, int64_t step, const Perplexity& scores, const std::string& file);
+void log_eval(Log& log, int64_t step, const Scores& scores);
 void log_sample(Log& log, int64_t step, const std::string& prompt, const std::string& text);
 // layers: a JSON array, see driver/layer_stats.h.
 void log_layers(Log& log, int64_t step, const std::string& layers);

@@ -9,6 +9,7 @@
 #include "checkpoint/files.h"
 #include "driver/cli.h"
 #include "driver/toml.h"
+#include "eval/examples.h"
 #include "kernels/error.h"
 #include "residual/rules.h"
 
@@ -154,7 +155,7 @@ void add_watch_options(CLI::App& app, TrainOptions& o) {
     app.add_option("--val-every", o.val_every, "validate every N updates; 0: only at the end [0]")->group(group);
     app.add_option("--val-batches", o.val_batches, "batches of batch x seq tokens per validation; 0: all [0]")
         ->group(group);
-    app.add_option("--eval", o.eval, "task to evaluate: ppl=FILE; repeatable")
+    app.add_option("--eval", o.eval, "task to evaluate; repeatable: " + task_names() + ", as of eval_gpt2")
         ->group(group)
         ->type_name("TASK=FILE")
         ->take_all()
@@ -266,12 +267,7 @@ void check_run(const TrainOptions& o) {
     if (o.val_batches) check_at_least("--val-batches", static_cast<double>(*o.val_batches), 0);
     if (o.eval.empty()) check_belongs(o.eval_every.has_value(), "--eval-every", "--eval");
     if (o.eval_every) check_at_least("--eval-every", static_cast<double>(*o.eval_every), 0);
-    for (const std::string& task : o.eval) {
-        const size_t equals = task.find('=');
-        if (equals == std::string::npos || equals == 0 || equals + 1 == task.size())
-            throw user_error("--eval %s: it is written TASK=FILE", task.c_str());
-        check_choice("--eval", task.substr(0, equals), {"ppl"});
-    }
+    for (const std::string& task : o.eval) parse_task("--eval", task);
     check_at_least("--sample-every", static_cast<double>(o.sample_every), 0);
     check_at_least("--layer-stats-every", static_cast<double>(o.layer_stats_every), 0);
     if (o.sample_every == 0) {

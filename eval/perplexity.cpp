@@ -6,6 +6,9 @@
 
 #include "checkpoint/files.h"
 #include "dataloader/prepare.h"
+#include "dataloader/shards.h"
+#include "eval/examples.h"
+#include "eval/score.h"
 #include "kernels/error.h"
 #include "model/model.h"
 
@@ -19,26 +22,104 @@ double Perplexity::bits_per_byte() const {
     return nll / (std::log(2.0) * static_cast<double>(bytes));
 }
 
-TextTokens read_text_tokens(const std::string& path, const Tokenizer& tokenizer, int vocab) {
-    const std::string text = read_text(path);
-    if (text.empty()) throw user_error("%s: the file is empty, so it has no perplexity", path.c_str());
-    TextTokens out;
-    out.bytes = static_cast<int64_t>(text.size());
+namespace {
+
+// Words and bytes of a text that comes in pieces.
+struct Counter {
+    int64_t words = 0, bytes = 0;
     bool in_word = false;
-    auto on_text = [&](std::string_view piece) {
-        tokenizer.encode(piece, out.tokens);
+    void text(std::string_view piece) {
+        bytes += static_cast<int64_t>(piece.size());
         for (unsigned char c : piece) {
-            out.words += !std::isspace(c) && !in_word;
+            words += !std::isspace(c) && !in_word;
             in_word = !std::isspace(c);
         }
-    };
-    auto on_separator = [&] {
-        out.tokens.push_back(tokenizer.eot());
+    }
+    void separator(const Tokenizer& tokenizer) {  // its line, and the newline before it
+        bytes += static_cast<int64_t>(tokenizer.separator.size()) + 2;
         in_word = false;
-    };
-    DocumentSplitter splitter(tokenizer.separator, on_text, on_separator);
-    splitter.feed(text);
-    splitter.finish();
+    }
+};
+
+// Of the text that tokens [first, last) stand for.
+Counter count_tokens(const std::vector<int>& tokens, size_t first, size_t last, const Tokenizer& tokenizer) {
+    Counter counter;
+    std::string piece;
+    for (size_t i = first; i < last; i++) {
+        if (tokens[i] == tokenizer.eot()) {
+            counter.separator(tokenizer);
+            continue;
+        }
+        piece.clear();
+        tokenizer.decode(tokens[i], piece);
+        counter.text(piece);
+    }
+    return counter;
+}
+
+// Documents are encoded whole: a cut would change the tokens beside it.
+void read_documents(TextTokens& out, const std::string& path, const std::string& text, const Tokenizer& tokenizer) {
+    Counter counter;
+    const std::string_view first = std::string_view(text).substr(0, text.find('\n'));
+    if (is_text_object(first) || path.ends_with(".jsonl")) {
+        for_each_line(text, [&](std::string_view line, int64_t number) {
+            const bool blank = line.find_first_not_of(" \t") == std::string_view::npos;
+            if (blank) return;
+            if (number > 1) {
+                out.tokens.push_back(tokenizer.eot());
+                counter.separator(tokenizer);
+            }
+            const std::string document = text_of_object(path, line, number);
+            tokenizer.encode(document, out.tokens);
+            counter.text(document);
+        });
+        out.bytes = counter.bytes;
+    } else {
+        std::string document;
+        auto encode = [&] {
+            tokenizer.encode(document, out.tokens);
+            counter.text(document);
+            document.clear();
+        };
+        auto on_separator = [&] {
+            encode();
+            out.tokens.push_back(tokenizer.eot());
+            counter.separator(tokenizer);
+        };
+        DocumentSplitter splitter(tokenizer.separator, [&](std::string_view piece) { document += piece; }, on_separator);
+        splitter.feed(text);
+        splitter.finish();
+        encode();
+        out.bytes = static_cast<int64_t>(text.size());
+    }
+    out.words = counter.words;
+}
+
+// Its first four bytes are the magic number of a shard.
+bool is_shard(const std::string& path) {
+    FILE* file = fopen(path.c_str(), "rb");
+    unsigned char bytes[4] = {};
+    const bool read = file != nullptr && fread(bytes, 1, 4, file) == 4;
+    if (file != nullptr) fclose(file);
+    const uint32_t magic = bytes[0] | bytes[1] << 8 | bytes[2] << 16 | static_cast<uint32_t>(bytes[3]) << 24;
+    return read && (magic == 20240520 || magic == 20240801);
+}
+
+}  // namespace
+
+TextTokens read_text_tokens(const std::string& path, const Tokenizer& tokenizer, int vocab) {
+    TextTokens out;
+    out.path = path;
+    if (file_exists(path) && is_shard(path)) {
+        const Shard shard = shards_open(path, vocab).at(0);
+        for (int64_t i = 0; i < shard.num_tokens; i++) out.tokens.push_back(shard.token(i));
+        const Counter counter = count_tokens(out.tokens, 0, out.tokens.size(), tokenizer);
+        out.words = counter.words;
+        out.bytes = counter.bytes;
+    } else {
+        read_documents(out, path, read_plain(path), tokenizer);
+    }
+    if (out.tokens.empty()) throw user_error("%s: the file is empty, so it has no perplexity", path.c_str());
     for (int token : out.tokens) {
         if (token >= vocab)
             throw user_error("%s: its token %d is outside the model's vocabulary of %d; is this the model's tokenizer?",
@@ -47,39 +128,54 @@ TextTokens read_text_tokens(const std::string& path, const Tokenizer& tokenizer,
     return out;
 }
 
-Perplexity perplexity(Model& model, const TextTokens& text, int eot, int B, int T, int stride) {
-    if (stride == 0) stride = T;
+Perplexity perplexity(Model& model, const TextTokens& text, const Tokenizer& tokenizer, const Windows& windows,
+                      Comm* comm) {
+    const int B = windows.B, T = windows.T, stride = windows.stride == 0 ? T : windows.stride;
     if (stride < 1 || stride > T)
         throw user_error("--stride %d: it must lie between 1 and the context of %d tokens", stride, T);
-    const int64_t n = static_cast<int64_t>(text.tokens.size());
-    // predictors[i] is the token before tokens[i].
-    std::vector<int> predictors(text.tokens.size());
-    predictors[0] = eot >= 0 && eot < model_config(model).vocab ? eot : 0;
-    std::copy(text.tokens.begin(), text.tokens.end() - 1, predictors.begin() + 1);
+    // Token number i is predicted from the one before it: the first from end-of-text, or not at all.
+    const int64_t all = static_cast<int64_t>(text.tokens.size()), begin = windows.whole_chunks ? 1 : 0;
+    const int64_t n = windows.whole_chunks ? begin + (all - 1) / T * T : all;
+    if (n == begin)
+        throw user_error("%s: its %lld tokens fill no chunk of %d and the one after it; leave --whole-chunks out",
+                         text.path.c_str(), static_cast<long long>(all), T);
+    auto token = [&](int64_t i) { return i < 0 ? tokenizer.eot() : text.tokens[static_cast<size_t>(i)]; };
 
     Perplexity result;
-    result.tokens = n;
+    result.tokens = n - begin;
     result.words = text.words;
     result.bytes = text.bytes;
+    if (windows.whole_chunks) {
+        result.dropped = all - result.tokens;
+        const Counter counter =
+            count_tokens(text.tokens, static_cast<size_t>(begin), static_cast<size_t>(n), tokenizer);
+        result.words = counter.words;
+        result.bytes = counter.bytes;
+    }
     std::vector<int> inputs(static_cast<size_t>(B) * static_cast<size_t>(T)), targets(inputs.size());
+    std::vector<double> losses;  // of the batches
     int rows = 0;
     auto flush = [&] {
-        if (rows > 0) result.nll += model_loss(model, inputs.data(), targets.data(), rows, T);
+        if (rows == 0) return;
+        const bool mine = my_turn(comm, static_cast<int64_t>(losses.size()));
+        losses.push_back(mine ? model_loss(model, inputs.data(), targets.data(), rows, T) : 0.0);
         rows = 0;
     };
-    int64_t predicted = 0;  // tokens that have had their turn
-    for (int64_t start = 0; predicted < n; start += stride) {
+    int64_t predicted = begin;  // tokens that have had their turn
+    for (int64_t start = begin; predicted < n; start += stride) {
         const int64_t end = std::min(start + T, n);
         for (int t = 0; t < T; t++) {
             const size_t at = static_cast<size_t>(rows) * static_cast<size_t>(T) + static_cast<size_t>(t);
             const int64_t i = start + t;
             // Behind the end of the text: any token will do, causality keeps it from the others.
-            inputs[at] = i < end ? predictors[static_cast<size_t>(i)] : 0;
-            targets[at] = i < end && i >= predicted ? text.tokens[static_cast<size_t>(i)] : -1;
+            inputs[at] = i < end ? token(i - 1) : 0;
+            targets[at] = i < end && i >= predicted ? token(i) : -1;
         }
         predicted = end;
         if (++rows == B) flush();
     }
     flush();
+    share_results(comm, losses);
+    for (double loss : losses) result.nll += loss;
     return result;
 }

@@ -1,4 +1,5 @@
 // The network, forward and backward: read it top to bottom. Every kernel and every product of a training step is here.
+#include <algorithm>
 #include <cstring>
 
 #include "kernels/attention.cuh"
@@ -6,6 +7,7 @@
 #include "kernels/bias.cuh"
 #include "kernels/classifier.cuh"
 #include "kernels/rope.cuh"
+#include "kernels/scoring.cuh"
 #include "kernels/swiglu.cuh"
 #include "model/model_state.h"
 #include "model/moments.cuh"
@@ -143,6 +145,20 @@ void head(Model& m, int64_t N, float dloss, bool backward) {
     sum_losses(m.loss_sum, m.losses, N, m.stream);
 }
 
+// Losses and hits of n gathered rows, whose numbers stand in m.rows and targets in m.targets. Their inputs of the head are
+// put where attention's output was, which nobody needs any more.
+void head_of_rows(Model& m, int64_t n) {
+    const int C = m.config.channels, V = m.config.vocab, Vp = m.config.padded_vocab();
+    floatX* z = m.values[0].attn;
+    gather_rows(z, m.rule().input(2 * m.config.layers), m.rows, n, C, m.stream);
+    for (int64_t row = 0; row < n; row += m.chunk) {
+        const int count = static_cast<int>(row + m.chunk < n ? m.chunk : n - row);
+        matmul_forward(m.mm, m.logits, z + row * C, m.param(m.head), nullptr, count, C, Vp, m.stream);
+        greedy_hits(m.hits + row, m.logits, m.targets + row, count, V, Vp, m.stream);
+        classifier(m.logits, m.losses + row, m.targets + row, 0.0f, count, V, Vp, false, m.stream);
+    }
+}
+
 // A linear map's backward: weight and bias gradients, times *scale, from dout (N,OC) and its input (N,IC).
 void linear_backward(Model& m, const LinearOffsets& o, const floatX* dout, const floatX* inp, int N, int IC, int OC,
                      const float* scale = nullptr) {
@@ -265,6 +281,39 @@ double model_loss(Model& m, const int* inputs, const int* targets, int b, int t)
     CUDA_CHECK(cudaMemcpyAsync(m.loss_sum, &waiting, sizeof waiting, cudaMemcpyHostToDevice, m.stream));
     CUDA_CHECK(cudaStreamSynchronize(m.stream));
     return loss;
+}
+
+void model_token_losses(Model& m, const int* inputs, const int* targets, int b, int t, float* losses,
+                        unsigned char* greedy) {
+    const int64_t room = static_cast<int64_t>(m.B) * m.T, N = static_cast<int64_t>(b) * t;
+    CHECK(b >= 1 && t >= 1 && N <= room);
+    std::vector<int> rows, chosen;
+    for (int i = 0; i < N; i++) {
+        losses[i] = 0.0f;
+        greedy[i] = 0;
+        if (targets[i] < 0) continue;
+        rows.push_back(i);
+        chosen.push_back(targets[i]);
+    }
+    const size_t n = rows.size();
+    // Masked rows fill up to a multiple of 64, so that the head meets few different shapes.
+    const size_t padded = static_cast<size_t>(std::min(round_up(static_cast<int64_t>(n), 64), room));
+    rows.resize(padded, 0);
+    chosen.resize(padded, -1);
+    upload(m, m.tokens, inputs, static_cast<size_t>(N));
+    upload(m, m.rows, rows.data(), padded);
+    upload(m, m.targets, chosen.data(), padded);
+    forward(m, b, t, true);
+    head_of_rows(m, static_cast<int64_t>(padded));
+    std::vector<float> row_losses(n);
+    std::vector<unsigned char> row_hits(n);
+    CUDA_CHECK(cudaMemcpyAsync(row_losses.data(), m.losses, n * sizeof(float), cudaMemcpyDeviceToHost, m.stream));
+    CUDA_CHECK(cudaMemcpyAsync(row_hits.data(), m.hits, n, cudaMemcpyDeviceToHost, m.stream));
+    CUDA_CHECK(cudaStreamSynchronize(m.stream));
+    for (size_t i = 0; i < n; i++) {
+        losses[rows[i]] = row_losses[i];
+        greedy[rows[i]] = row_hits[i];
+    }
 }
 
 void model_last_logits(Model& m, const int* tokens, int t, float* logits) {

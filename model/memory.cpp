@@ -109,6 +109,8 @@ std::vector<Segment> plan(Model& model) {
     }
     plan.want("tokens", N, model.tokens);
     plan.want("tokens", N, model.targets);
+    plan.want("tokens", N, model.rows);
+    plan.want("tokens", N, model.hits);
     if (training)
         plan.want("tokens", static_cast<int64_t>(token_groups_capacity(static_cast<size_t>(N))), model.groups);
     return std::move(plan.segments);

@@ -81,6 +81,11 @@ double model_update(Model& model, const UpdateSettings& settings, int64_t step);
 
 // Sum of token losses of one batch, no gradients (synchronises).
 double model_loss(Model& model, const int* inputs, const int* targets, int b, int t);
+// Of every token of one batch, no gradients (synchronises): its loss (b,t), and whether it is the likeliest, of equal ones
+// the first, greedy (b,t); both 0 where the target is < 0. b*t tokens of room, whatever b and t. The head runs over the
+// targets alone.
+void model_token_losses(Model& model, const int* inputs, const int* targets, int b, int t, float* losses,
+                        unsigned char* greedy);
 // logits (V) fp32 on the host of the last of t tokens of one sequence.
 void model_last_logits(Model& model, const int* tokens, int t, float* logits);
 

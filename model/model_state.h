@@ -74,6 +74,8 @@ struct Model {
     double* loss_sum = nullptr;       // (1)
     int* tokens = nullptr;            // (N)
     int* targets = nullptr;           // (N)
+    int* rows = nullptr;              // (N) scoring: the positions that have a target
+    unsigned char* hits = nullptr;    // (N) scoring: whether the target is the likeliest token
     int* groups = nullptr;            // token_groups_capacity(N)
 
     floatX* dwide = nullptr;  // (N,max(W,H)) gradient of qkv, or of the MLP's hidden layer

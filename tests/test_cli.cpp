@@ -151,7 +151,7 @@ TEST_CASE("mistakes on the command line are refused in one line", "[cli]") {
         {{"--mix", "a.bin=0.5", "--mix", "b.bin=0.5"}, "leaves --train nothing"},
         {{"--mix", "a.bin=0.5", "--no-shuffle"}, "--no-shuffle"},
         {{"--eval-every", "5"}, "--eval"},
-        {{"--eval", "hellaswag=f"}, "ppl"},
+        {{"--eval", "glue=f"}, "ppl, lambada, hellaswag"},
         {{"--eval", "ppl"}, "TASK=FILE"},
         {{"--sample-every", "5"}, "--prompt"},
         {{"--prompt", "Hello"}, "--sample-every"},

@@ -235,7 +235,7 @@ TEST_CASE("log.jsonl has the events and fields of the contract", "[errors]") {
     CHECK(sample({"--temperature", "0"}) == sample({"--top-k", "1", "--seed", "5"}));
     CHECK(sample({"--num", "2"}).find(first) != std::string::npos);
 
-    check_refused(run_program("eval_gpt2", {"--model", out, "--task", "lambada=x"}), "ppl");
+    check_refused(run_program("eval_gpt2", {"--model", out, "--task", "glue=x"}), "ppl, lambada");
     check_refused(run_program("eval_gpt2", {"--model", out, "--task", "ppl=" + temp.path + "/absent"}), "absent");
     check_refused(run_program("eval_gpt2", {"--model", out, "--task", "ppl=" + text, "--stride", "17"}), "--stride 17");
     check_refused(run_program("eval_gpt2", {"--model", out, "--task", "ppl=" + text, "--json", temp.path}), "--json");
