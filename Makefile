@@ -8,6 +8,7 @@
 #   make carry      gathers header libraries into .carry/ for a machine without packages (use: make DEPS=.carry)
 #
 #   BACKEND=cpu|cuda  PRECISION=fp32|bf16  CUDA=/usr/local/cuda  ARCHS="80 90a"  DEPS=FOLDER
+#   NO_PCRE2=1   builds without PCRE2, as on a machine that lacks it: no GPT-2 tokenizer, no program tokenize
 #   VARIANT=check|asan   (CPU) kernels under the checking mode / AddressSanitizer; builds tests of kernels, check of rules too
 #
 # A build lives in build/BACKEND-PRECISION[-VARIANT]/; build/NAME links to the default build's programs.
@@ -39,11 +40,21 @@ LIBRARY := $(wildcard model/*.cu model/*.cpp parallel/*.cpp optimizer/*.cpp data
 SIMT := $(if $(filter cpu,$(BACKEND)),$(wildcard simt/*.cpp))
 BENCH := $(wildcard dev/bench/bench*.cu)
 PROGRAMS := train_gpt2 eval_gpt2 sample_gpt2 tokenize bench
+# PCRE2 cuts text for GPT-2's tokenizer; everything else does without.
+PCRE2 := $(if $(NO_PCRE2),,$(if $(wildcard $(addsuffix /pcre2.h,$(addsuffix /include,$(DEPS)) /usr/include /usr/local/include)),\
+           $(firstword $(wildcard $(addsuffix /lib/libpcre2-8.a,$(DEPS)) /usr/lib/*/libpcre2-8.so /usr/lib*/libpcre2-8.so \
+             /usr/local/lib/libpcre2-8.so))))
+NEEDS_PCRE2 := dataloader/bpe.cpp dataloader/pretokenize.cpp tests/test_bpe.cpp
+ifeq ($(PCRE2),)
+  $(info no PCRE2: the program tokenize is left out (Debian package libpcre2-dev))
+  PROGRAMS := $(filter-out tokenize,$(PROGRAMS))
+  LIBRARY := $(filter-out $(NEEDS_PCRE2),$(LIBRARY))
+endif
 # Tests of kernels and of the CPU machine: what the check and asan variants build; check has the rules inside a model too.
 KERNEL_TESTS := $(wildcard $(addprefix tests/test_,$(addsuffix .c*,simt* ptx matmul cublaslt activation attention* seam depth_attention \
                   embedding bias classifier scoring rope swiglu adamw gradient_norm nccl hc mhc \
                   branch_scale value_residual x0 gate_clip $(if $(filter check,$(VARIANT)),rules rule_sizes decode))))
-ALL_TESTS := $(wildcard tests/test_*.cpp tests/test_*.cu) tests/run_program.cpp
+ALL_TESTS := $(filter-out $(if $(PCRE2),,$(NEEDS_PCRE2)),$(wildcard tests/test_*.cpp tests/test_*.cu)) tests/run_program.cpp
 TESTS := $(if $(VARIANT),$(KERNEL_TESTS),$(if $(filter cuda,$(BACKEND)),$(filter-out tests/test_simt%,$(ALL_TESTS)),$(ALL_TESTS)))
 
 objects = $(patsubst %,$(OBJ)/%.o,$(1))
@@ -78,7 +89,7 @@ ifeq ($(BACKEND),cpu)
     OPT := -O3
   endif
   INCLUDES += -Isimt
-  LIBS = $(OPENBLAS) -Wl,-rpath,$(dir $(OPENBLAS)) -lboost_context $(MPI_LINK) -lpthread -ldl
+  LIBS = $(OPENBLAS) -Wl,-rpath,$(dir $(OPENBLAS)) -lboost_context $(MPI_LINK) $(PCRE2) -lpthread -ldl
   LINK := g++ -fopenmp -rdynamic
 else
   ARCHS ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | \
@@ -93,7 +104,7 @@ else
   # The toolkit's headers are not ours to warn about.
   INCLUDES += -Ikernels/gpu -isystem $(CUDA)/include
   NCCL := $(firstword $(wildcard $(CUDA)/lib64/libnccl.so /usr/lib/*/libnccl.so))
-  LIBS = -L$(CUDA)/lib64 -lcublasLt -lcudart $(NCCL) -lpthread -ldl
+  LIBS = -L$(CUDA)/lib64 -lcublasLt -lcudart $(NCCL) $(PCRE2) -lpthread -ldl
   LINK := g++ -Wl,-rpath,$(CUDA)/lib64
 endif
 

@@ -28,9 +28,18 @@ static void run(const PrepareOptions& options) {
         std::printf("wrote      %s ... %s (%zu files)\n", summary.files.front().c_str(), summary.files.back().c_str(),
                     summary.files.size());
     }
-    if (summary.nul_bytes > 0) {
+    if (summary.skipped_lines > 0) {
+        std::printf("skipped    %lld lines\n", static_cast<long long>(summary.skipped_lines));
+        for (const std::string& line : summary.first_skipped) std::printf("           %s\n", line.c_str());
+        if (summary.skipped_lines > static_cast<int64_t>(summary.first_skipped.size())) std::printf("           ...\n");
+    }
+    if (summary.documents_not_utf8 > 0) {
+        std::printf("note       %lld documents hold bytes that are not UTF-8; they were kept as they are\n",
+                    static_cast<long long>(summary.documents_not_utf8));
+    }
+    if (summary.eot_in_text > 0) {
         std::printf("note       the text holds %lld NUL bytes, which read as ends of documents\n",
-                    static_cast<long long>(summary.nul_bytes));
+                    static_cast<long long>(summary.eot_in_text));
     }
     if (!summary.stale.empty()) {
         std::printf("note       %s of an earlier run was left as it is; it may hold the same text\n",
@@ -47,7 +56,8 @@ int main(int argc, char** argv) {
         "A line that is exactly the separator ends a document: with the newline before it and its own, it becomes\n"
         "the end-of-text token. So does the end of an input that more text follows.");
     app.name("tokenize");
-    app.add_option("INPUT", options.inputs, "text files, read in this order; - is standard input")
+    app.add_option("INPUT", options.inputs,
+                   "text files, or JSON lines (*.jsonl), read in this order; - is standard input")
         ->type_name("")
         ->required();
     app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
@@ -57,8 +67,10 @@ int main(int argc, char** argv) {
         ->type_name("PREFIX")
         ->required();
     app.option_defaults()->always_capture_default();
-    app.add_option("--tokenizer", options.tokenizer,
-                   "bytes: a token is a byte, vocabulary 256, end of text is token 0, and so is a NUL byte in the text")
+    app.add_option(
+           "--tokenizer", options.tokenizer,
+           "bytes: a token is a byte, vocabulary 256, end of text is token 0, and so is a NUL byte in the text; "
+           "gpt2:FOLDER: GPT-2's, FOLDER holds encoder.json or vocab.json, and vocab.bpe or merges.txt")
         ->type_name("NAME");
     app.add_option(
            "--val-fraction", options.val_fraction,
@@ -68,6 +80,15 @@ int main(int argc, char** argv) {
     app.add_option("--shard-tokens", options.shard_tokens, "most tokens in one file")->type_name("N");
     app.add_option("--separator", options.separator, "line between documents; '' takes every blank line as one")
         ->type_name("TEXT");
+    app.add_flag("--jsonl", options.jsonl, "every input is JSON lines, whatever its name");
+    app.add_option(
+           "--field", options.field,
+           "of JSON lines: the field that holds the document, text by default; standard input is JSON lines then")
+        ->type_name("NAME");
+    app.add_flag("--skip-bad", options.skip_bad,
+                 "leave out lines that are no JSON object with that field, and count them");
+    app.add_option("--threads", options.threads, "cores to use; 0: all; the shards do not depend on it")
+        ->type_name("N");
     try {
         app.parse(argc, argv);
         run(options);

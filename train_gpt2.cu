@@ -323,8 +323,8 @@ static void save_checkpoint(Run& run) {
     run.state.world_size = run.ranks;
     run.state.settings = option_values(run.options);
     run.state.versions = library_versions();
-    std::vector<std::string> files;
-    if (!run.tokenizer_file.empty()) files.push_back(run.tokenizer_file);
+    std::vector<NamedText> files;
+    if (run.tokenizer) files = tokenizer_files(*run.tokenizer, run.tokenizer_file);
     const Dtype dtype = run.options.save_dtype == "bf16" ? Dtype::bf16 : Dtype::f32;
     const std::string folder = checkpoint_save(run.options.out, run.state, run.config, registry, arrays, dtype, files);
     log_checkpoint(run.log, run.state.step, folder);

@@ -71,7 +71,7 @@ std::vector<int64_t> checkpoint_steps(const std::string& run) {
 
 std::string checkpoint_save(const std::string& run, const RunState& state, const ModelConfig& config,
                             const Registry& registry, const Arrays& arrays, Dtype dtype,
-                            const std::vector<std::string>& files) {
+                            const std::vector<NamedText>& files) {
     std::string final_path = checkpoint_path(run, state.step), path = final_path + ".tmp";
     remove_folder(path);
     make_folders(path);
@@ -93,9 +93,9 @@ std::string checkpoint_save(const std::string& run, const RunState& state, const
                            {"shards", "1"}});
         names.push_back(optimizer_file);
     }
-    for (const std::string& file : files) {
-        write_text_atomic(path + "/" + last_name(file), read_text(file));
-        names.push_back(last_name(file));
+    for (const NamedText& file : files) {
+        write_text_atomic(path + "/" + file.name, file.text);
+        names.push_back(file.name);
     }
 
     ordered_json j = state_to_json(state);

@@ -35,10 +35,10 @@ struct Arrays {
 
 // Writes DIR/step_%08d and returns its path. config: with the residual_step at which the run began; the file says where
 // it is now. dtype: of model.safetensors; anything but fp32 puts the masters beside the moments, so that resuming stays
-// exact. files: further ones to copy (tokenizer).
+// exact. files: further ones (the tokenizer's).
 std::string checkpoint_save(const std::string& run, const RunState& state, const ModelConfig& config,
                             const Registry& registry, const Arrays& arrays, Dtype dtype,
-                            const std::vector<std::string>& files);
+                            const std::vector<NamedText>& files);
 
 std::string checkpoint_path(const std::string& run, int64_t step);
 std::vector<int64_t> checkpoint_steps(const std::string& run);  // ascending, intact or not

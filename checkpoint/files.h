@@ -24,6 +24,11 @@ std::string join_path(const std::string& folder, const std::string& name);
 // Text from a file made fit for one line of a message: control characters and bad bytes as \xNN, long text cut.
 std::string printable(const std::string& text);
 
+// A file's name, without its folder, and what it holds.
+struct NamedText {
+    std::string name, text;
+};
+
 // A whole regular file mapped for reading. `owner` keeps it mapped; data is null for an empty file.
 struct MappedFile {
     const unsigned char* data = nullptr;

@@ -1,21 +1,21 @@
 #include "dataloader/prepare.h"
 
 #include <algorithm>
-#include <cerrno>
 #include <climits>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
 #include <memory>
+#include <thread>
 
 #include "checkpoint/files.h"
 #include "dataloader/shards.h"
-#include "dataloader/tokenizer.h"
+#include "dataloader/text_input.h"
+#include "dataloader/text_jobs.h"
 #include "kernels/error.h"
 
 namespace {
 
-constexpr int64_t block = 1 << 20;  // bytes read, tokens moved at a time
+constexpr int64_t block = 1 << 20;  // tokens moved at a time, bytes of text handed on
 
 // The shards of one split, filled one after the other.
 class Series {
@@ -95,24 +95,17 @@ class Splitter {
           val(options.out + "_val_", tokenizer.vocab_size(), options.shard_tokens),
           tokenizer_(tokenizer),
           fraction_(options.val_fraction),
+          skip_bad_(options.skip_bad),
           target_(fraction_ >= 1 ? &val : &train) {}
 
-    void text(std::string_view piece) {
-        summary.nul_bytes += std::count(piece.begin(), piece.end(), '\0');
-        if (input_ended_) end_document();
-        if (!in_document_) begin_document();
-        tokens_.clear();
-        tokenizer_.encode(piece, tokens_);
-        target_->append(tokens_.data(), static_cast<int64_t>(tokens_.size()));
+    // tokens: the unit's.
+    void unit(const TextUnit& unit, const std::string& source, const int* tokens) {
+        if (!unit.fault.empty()) return skip(unit, source);
+        const bool json = unit.kind == TextUnit::Kind::json_line;
+        if (unit.tokens > 0 || json) text(tokens, unit);
+        if (unit.ends_document) end_document();
+        if (unit.ends_input) input_ended_ = in_document_;
     }
-
-    void end_document() {
-        int eot = tokenizer_.eot();
-        target_->append(&eot, 1);
-        in_document_ = input_ended_ = false;
-    }
-
-    void end_input() { input_ended_ = in_document_; }
 
     void finish() {
         int64_t total = train.tokens() + val.tokens(), tail = std::llround(fraction_ * static_cast<double>(total));
@@ -128,6 +121,30 @@ class Splitter {
     PrepareSummary summary;
 
   private:
+    void text(const int* tokens, const TextUnit& unit) {
+        if (input_ended_) end_document();
+        if (!in_document_) begin_document();
+        const int64_t count = static_cast<int64_t>(unit.tokens);
+        summary.eot_in_text += std::count(tokens, tokens + count, tokenizer_.eot());
+        if (unit.not_utf8 && !not_utf8_) summary.documents_not_utf8++;
+        not_utf8_ = not_utf8_ || unit.not_utf8;
+        target_->append(tokens, count);
+    }
+
+    void end_document() {
+        int eot = tokenizer_.eot();
+        target_->append(&eot, 1);
+        in_document_ = input_ended_ = false;
+    }
+
+    void skip(const TextUnit& unit, const std::string& source) {
+        const std::string where =
+            format("%s:%lld: %s", source.c_str(), static_cast<long long>(unit.line), unit.fault.c_str());
+        if (!skip_bad_) throw user_error("%s; mend it, or leave such lines out with --skip-bad", where.c_str());
+        summary.skipped_lines++;
+        if (summary.first_skipped.size() < 5) summary.first_skipped.push_back(where);
+    }
+
     void begin_document() {
         // Held out when half a document or more is lacking, taking it to be as long as those so far: then the error of
         // the split never adds up, and is half a document on average.
@@ -142,59 +159,17 @@ class Splitter {
         summary.documents++;
         if (hold_out) summary.val_documents++;
         in_document_ = true;
+        not_utf8_ = false;
     }
 
     const Tokenizer& tokenizer_;
     double fraction_;
+    bool skip_bad_;
     Series* target_;  // of this document, or of the last one
     bool in_document_ = false;
     bool input_ended_ = false;  // within a document, which ends if more text comes
-    std::vector<int> tokens_;
+    bool not_utf8_ = false;     // this document holds bytes that are not UTF-8
 };
-
-// Compressed text would give fine tokens and a useless model.
-void refuse_compressed(const std::string& path, std::string_view start) {
-    struct Kind {
-        std::string_view magic;
-        const char *name, *unpack;
-    };
-    using namespace std::string_view_literals;
-    static const Kind kinds[] = {{"\xFD"sv
-                                  "7zXZ\0"sv,
-                                  "xz", "xz -dc"},
-                                 {"\x1F\x8B\x08"sv, "gzip", "gzip -dc"},
-                                 {"\x28\xB5\x2F\xFD"sv, "zstd", "zstd -dc"},
-                                 {"BZh"sv, "bzip2", "bzip2 -dc"},
-                                 {"PK\x03\x04"sv, "zip", "unzip -p"}};
-    for (const Kind& kind : kinds) {
-        if (start.substr(0, kind.magic.size()) == kind.magic) {
-            throw user_error("%s: is compressed (%s); unpack it first, as in: %s %s | tokenize - ...", path.c_str(),
-                             kind.name, kind.unpack, path.c_str());
-        }
-    }
-}
-
-void read_input(const std::string& path, DocumentSplitter& documents) {
-    struct Close {
-        void operator()(FILE* f) const {
-            if (f != stdin) fclose(f);
-        }
-    };
-    bool standard = path == "-";
-    if (!standard && folder_exists(path)) throw user_error("%s: is a folder; name text files", path.c_str());
-    std::unique_ptr<FILE, Close> file(standard ? stdin : fopen(path.c_str(), "rb"));
-    const char* shown = standard ? "standard input" : path.c_str();
-    if (!file) throw user_error("%s: cannot be read: %s; check the path", shown, strerror(errno));
-    std::vector<char> bytes(static_cast<size_t>(block));
-    for (bool first = true;; first = false) {
-        size_t n = fread(bytes.data(), 1, bytes.size(), file.get());
-        if (ferror(file.get())) throw user_error("%s: cannot be read: %s; check the disk", shown, strerror(errno));
-        if (first && !standard) refuse_compressed(path, {bytes.data(), n});
-        documents.feed({bytes.data(), n});
-        if (n < bytes.size()) break;
-    }
-    documents.finish();
-}
 
 void check_options(const PrepareOptions& options) {
     if (options.inputs.empty()) throw user_error("no input; name text files, or - for standard input");
@@ -211,6 +186,14 @@ void check_options(const PrepareOptions& options) {
         throw user_error("--shard-tokens %lld: is not between 1 and %d; choose how many tokens a file holds at most",
                          static_cast<long long>(options.shard_tokens), INT_MAX);
     }
+    if (options.threads < 0 || options.threads > 4096)
+        throw user_error("--threads %d: is not between 0 (all cores) and 4096; choose how many cores to use",
+                         options.threads);
+    if (!options.field.empty() && !options.jsonl &&
+        std::none_of(options.inputs.begin(), options.inputs.end(),
+                     [](const std::string& path) { return path == "-" || is_jsonl(path); }))
+        throw user_error("--field %s: no input is JSON lines; name .jsonl files, or say --jsonl",
+                         printable(options.field).c_str());
     if (options.separator.find('\n') != std::string::npos) {
         throw user_error("--separator: holds a newline; give the text of one line");
     }
@@ -284,15 +267,35 @@ PrepareSummary prepare(const PrepareOptions& options) {
     }
     make_folders(parent_folder(options.out));
 
+    const int cores = static_cast<int>(std::thread::hardware_concurrency());
+    const std::string field = options.field.empty() ? "text" : options.field;
     Splitter splitter(options, *tokenizer);
-    DocumentSplitter documents(
-        options.separator, [&](std::string_view text) { splitter.text(text); }, [&] { splitter.end_document(); });
-    for (const std::string& input : options.inputs) {
-        read_input(input, documents);
-        splitter.end_input();
+    {
+        JobQueue jobs(
+            options.threads > 0 ? options.threads : std::max(cores, 1),
+            [&](TextJob& job) { job.encode(*tokenizer, field); },
+            [&](TextJob& job) {
+                const int* tokens = job.tokens.data();
+                for (const TextUnit& unit : job.units) {
+                    splitter.unit(unit, job.source, tokens);
+                    tokens += unit.tokens;
+                }
+            });
+        JobBuilder builder(*tokenizer, [&](TextJob job) { jobs.add(std::move(job)); });
+        for (const std::string& input : options.inputs) {
+            const bool json = options.jsonl || is_jsonl(input) || (input == "-" && !options.field.empty());
+            if (json) {
+                read_json_lines(input, builder);
+            } else {
+                read_documents(input, options.separator, builder);
+            }
+        }
+        jobs.finish();
     }
     PrepareSummary& summary = splitter.summary;
-    if (summary.documents == 0) throw user_error("the input holds no text; name files with text");
+    if (summary.documents == 0)
+        throw user_error("the input holds no text%s; name files with text",
+                         summary.skipped_lines > 0 ? " besides bad lines" : "");
     splitter.finish();
 
     for (Series* series : {&splitter.train, &splitter.val}) series->close();

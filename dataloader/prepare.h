@@ -4,6 +4,11 @@
 // takes the place of the line, its newline, and the newline before it. Everything else is text, byte for byte (line
 // ends included; a separator line ended by CR LF is not one). Between two inputs a document ends as well, with one
 // token, unless the first of them ended with a separator. After the last text no token is added.
+// In JSON lines every line is an object with the document in one field, a string; the token ends each of them, the
+// last one too, separator lines in it are text, and blank lines are passed over.
+//
+// Memory. What is held is bounded, whatever the size of the input: documents of more than 1 MiB are encoded in parts,
+// which changes no token (Tokenizer::cut). A line of JSON is read whole, and refused above 256 MiB.
 //
 // The split. Whole documents are held out, spread evenly over the text so that val_fraction of its tokens is met at
 // the nearest end of a document. When that would hold out none (one document, or few and a small fraction), the tail of
@@ -22,12 +27,19 @@ struct PrepareOptions {
     double val_fraction = 0.1;
     int64_t shard_tokens = 100'000'000;
     std::string separator = "<|endoftext|>";
+    bool jsonl = false;     // every input is JSON lines, not only those named *.jsonl
+    std::string field;      // of JSON lines; empty: "text". Standard input is JSON lines when it is given
+    bool skip_bad = false;  // lines that are no such object are left out and counted
+    int threads = 0;        // 0: as many as there are cores
 };
 
 struct PrepareSummary {
     int64_t documents = 0, val_documents = 0;
     int64_t train_tokens = 0, val_tokens = 0;
-    int64_t nul_bytes = 0;  // in the text: with `bytes` they read as ends of documents
+    int64_t eot_in_text = 0;         // tokens of text that read as ends of documents: NUL with `bytes`
+    int64_t documents_not_utf8 = 0;  // hold bytes that are not UTF-8
+    int64_t skipped_lines = 0;
+    std::vector<std::string> first_skipped;  // "FILE:LINE: why" of the first five
     bool tail_held_out = false;
     std::vector<std::string> files;  // written, in order
     std::vector<std::string> stale;  // shards of an earlier run of this PREFIX, in a split that this run did not write

@@ -3,6 +3,8 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/files.h"
+#include "dataloader/bpe.h"
+#include "dataloader/utf8.h"
 #include "kernels/error.h"
 
 using nlohmann::json;
@@ -24,6 +26,68 @@ struct ByteTokenizer final : Tokenizer {
         if (token >= 0 && token < 256) text += static_cast<char>(token);
     }
 };
+
+struct TableTokenizer final : Tokenizer {
+    std::string name;
+    std::vector<std::string> tokens;  // the bytes of each
+    int end = 0;
+
+    std::string kind() const override { return "table"; }
+    int vocab_size() const override { return static_cast<int>(tokens.size()); }
+    int eot() const override { return end; }
+    void encode(std::string_view, std::vector<int>&) const override {
+        throw user_error(
+            "the tokenizer '%s' only turns tokens into text here; give a prompt as --prompt-tokens, and evaluate text "
+            "from its Hugging Face folder",
+            printable(name).c_str());
+    }
+    void decode(int token, std::string& text) const override {
+        if (token >= 0 && token < vocab_size()) text += tokens[static_cast<size_t>(token)];
+    }
+    void write(nlohmann::ordered_json& file) const override {
+        file["name"] = name;
+        file["tokens"] = json::array();
+        for (const std::string& token : tokens) {
+            std::string characters;
+            for (unsigned char byte : token) utf8_append(byte, characters);
+            file["tokens"].push_back(characters);
+        }
+    }
+};
+
+// UserError unless every token is a string of characters up to U+00FF.
+TokenizerPtr table_tokenizer(const json& file, const std::string& path) {
+    auto table = std::make_unique<TableTokenizer>();
+    const bool fields = file.contains("tokens") && file["tokens"].is_array() && file.contains("eot_token") &&
+                        file["eot_token"].is_number_integer() && file.contains("name") && file["name"].is_string();
+    if (!fields)
+        throw user_error("%s: lacks its name, tokens or eot_token; make it again with hf_shards.py", path.c_str());
+    table->name = file["name"].get<std::string>();
+    table->end = file["eot_token"].get<int>();
+    for (const json& token : file["tokens"]) {
+        const std::string characters = token.is_string() ? token.get<std::string>() : "\xFF";
+        std::string bytes;
+        for (std::string_view rest = characters; !rest.empty();) {
+            const size_t length = utf8_length(rest);
+            const unsigned code_point = length == 0 ? 0x100 : utf8_decode(rest);
+            if (code_point > 0xFF)
+                throw user_error(
+                    "%s: its token %zu is no string of bytes (U+0000 to U+00FF); make it again with hf_shards.py",
+                    path.c_str(), table->tokens.size());
+            bytes += static_cast<char>(code_point);
+            rest.remove_prefix(length);
+        }
+        table->tokens.push_back(bytes);
+    }
+    return table;
+}
+
+TokenizerPtr gpt2_here(const std::string& source, const BpeVocabulary& vocabulary) {
+    if (&gpt2_tokenizer == nullptr)
+        throw user_error("%s: is a GPT-2 tokenizer, which this build lacks; install libpcre2-dev and build again",
+                         source.c_str());
+    return gpt2_tokenizer(vocabulary);
+}
 
 // The JSON object in a file, null when it is something else. Ours has "kind", Hugging Face's tokenizer.json has not.
 json object_in(const std::string& path) {
@@ -47,28 +111,38 @@ std::string Tokenizer::decode(const std::vector<int>& tokens) const {
 
 TokenizerPtr tokenizer_create(const std::string& name) {
     if (name == "bytes") return std::make_unique<ByteTokenizer>();
-    if (name == "gpt2" || name.rfind("gpt2:", 0) == 0) {
-        throw user_error("tokenizer '%s': this build has no BPE tokenizer; use 'bytes', the only one it knows",
-                         printable(name).c_str());
+    const std::string gpt2 = "gpt2:";
+    if (name.rfind(gpt2, 0) == 0 && name != gpt2) {
+        const std::string folder = name.substr(gpt2.size());
+        return gpt2_here(folder, bpe_read(folder));
     }
-    throw user_error("tokenizer '%s' is not known; use 'bytes', the only one this build knows",
-                     printable(name).c_str());
+    if (name == "gpt2" || name == gpt2)
+        throw user_error("tokenizer '%s': lacks its folder; use gpt2:FOLDER, with encoder.json and vocab.bpe in it",
+                         name.c_str());
+    throw user_error("tokenizer '%s' is not known; use 'bytes' or gpt2:FOLDER", printable(name).c_str());
 }
 
 TokenizerPtr tokenizer_load(const std::string& path) {
-    json parsed = object_in(path);
+    const json parsed = object_in(path);
     if (parsed.is_null()) {
         throw user_error("%s: is not a tokenizer file of ours (a JSON object with 'kind'); make it again with tokenize",
                          path.c_str());
     }
-    std::string kind = parsed["kind"].get<std::string>();
-    if (kind != "bytes") {
-        throw user_error("%s: is of kind '%s', this build knows 'bytes' alone; use a build that knows it", path.c_str(),
-                         printable(kind).c_str());
+    const std::string kind = parsed["kind"].get<std::string>();
+    TokenizerPtr tokenizer;
+    if (kind == "bytes") {
+        tokenizer = tokenizer_create(kind);
+    } else if (kind == "gpt2") {
+        tokenizer = gpt2_here(path, bpe_read(parsed, path));
+    } else if (kind == "table") {
+        tokenizer = table_tokenizer(parsed, path);
+    } else {
+        throw user_error("%s: is of kind '%s', this build knows 'bytes', 'gpt2' and 'table'; use a build that knows it",
+                         path.c_str(), printable(kind).c_str());
     }
-    TokenizerPtr tokenizer = tokenizer_create(kind);
     auto differs = [&](const char* key, int ours) { return parsed.contains(key) && parsed[key] != ours; };
-    if (differs("vocab_size", tokenizer->vocab_size()) || differs("eot_token", tokenizer->eot())) {
+    const bool eot_in = tokenizer->eot() >= 0 && tokenizer->eot() < tokenizer->vocab_size();
+    if (differs("vocab_size", tokenizer->vocab_size()) || differs("eot_token", tokenizer->eot()) || !eot_in) {
         throw user_error(
             "%s: does not describe the tokenizer '%s' (%d tokens, end of text %d); make it again with tokenize",
             path.c_str(), kind.c_str(), tokenizer->vocab_size(), tokenizer->eot());
@@ -84,8 +158,11 @@ void tokenizer_save(const Tokenizer& tokenizer, const std::string& path) {
                                   {"vocab_size", tokenizer.vocab_size()},
                                   {"eot_token", tokenizer.eot()},
                                   {"separator", tokenizer.separator}};
+    const size_t common = out.size();
+    tokenizer.write(out);
+    const int indent = out.size() == common ? 4 : -1;  // a vocabulary is not for people to read
     // A separator that is not UTF-8 cannot stand in JSON; it is only a remark there.
-    write_text_atomic(path, out.dump(4, ' ', false, json::error_handler_t::replace) + "\n");
+    write_text_atomic(path, out.dump(indent, ' ', false, json::error_handler_t::replace) + "\n");
 }
 
 std::string tokenizer_beside(const std::string& shard_path) {
@@ -99,11 +176,17 @@ std::string tokenizer_beside(const std::string& shard_path) {
     return "";
 }
 
-std::string tokenizer_in(const std::string& folder) {
+TokenizerPtr tokenizer_in(const std::string& folder) {
     for (const std::string& name : list_folder(folder)) {
-        if (name.size() < 14 || name.compare(name.size() - 14, 14, "tokenizer.json") != 0) continue;
-        std::string path = join_path(folder, name);
-        if (file_exists(path) && !object_in(path).is_null()) return path;
+        if (!name.ends_with("tokenizer.json")) continue;
+        const std::string path = join_path(folder, name);
+        if (file_exists(path) && !object_in(path).is_null()) return tokenizer_load(path);
     }
-    return "";
+    return bpe_folder(folder) ? gpt2_here(folder, bpe_read(folder)) : nullptr;
+}
+
+std::vector<NamedText> tokenizer_files(const Tokenizer& tokenizer, const std::string& path) {
+    std::vector<NamedText> files = tokenizer.huggingface_files();
+    files.insert(files.begin(), {base_name(path), read_text(path)});
+    return files;
 }

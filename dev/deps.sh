@@ -12,6 +12,7 @@ need "/usr/include/catch2/catch.hpp" catch2
 need "/usr/include/CLI/CLI.hpp" libcli11-dev
 need "/usr/include/nlohmann/json.hpp" nlohmann-json3-dev
 need "/usr/lib/*/openblas-openmp/libopenblas.so" libopenblas-openmp-dev
+need "/usr/include/pcre2.h" libpcre2-dev
 need "/usr/include/boost/context/detail/fcontext.hpp" libboost-context-dev
 need "/usr/lib/*/libboost_context.so" libboost-context-dev
 command -v mpicxx > /dev/null || missing+=(libopenmpi-dev)

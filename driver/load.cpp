@@ -15,12 +15,12 @@ LoadedModel load_model(const std::string& dir, int B) {
     const ModelConfig config = config_from_json(read_text(path), path, notes);
     check_config(config);
     for (const std::string& note : notes) printf("note: %s\n", note.c_str());
-    const std::string tokenizer = tokenizer_in(loaded.folder);
-    if (tokenizer.empty())
+    loaded.tokenizer = tokenizer_in(loaded.folder);
+    if (!loaded.tokenizer)
         throw user_error(
-            "%s: no tokenizer of ours beside the weights; copy the PREFIX_tokenizer.json of the training shards there",
+            "%s: no tokenizer beside the weights; copy the PREFIX_tokenizer.json of the training shards there, or "
+            "GPT-2's vocab.json and merges.txt",
             loaded.folder.c_str());
-    loaded.tokenizer = tokenizer_load(tokenizer);
     loaded.model = model_create(config, B, config.context, Use::inference);
     const Registry& registry = model_registry(*loaded.model);
     std::vector<float> weights(static_cast<size_t>(registry.arena));

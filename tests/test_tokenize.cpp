@@ -297,7 +297,8 @@ TEST_CASE("tokenizer: bytes to tokens and back, and its file", "[tokenize]") {
     REQUIRE(tokenizer_beside(folder / "de_val_000003.bin").empty());
     REQUIRE(tokenizer_beside(folder / "en.bin").empty());
     put_bytes(folder / "a_tokenizer.json", "{\"model\": {\"type\": \"BPE\"}}");  // Hugging Face's
-    REQUIRE(tokenizer_in(folder.path) == folder / "en_tokenizer.json");
+    REQUIRE(tokenizer_in(folder.path)->separator == tokenizer->separator);
+    REQUIRE(tokenizer_files(*tokenizer, folder / "en_tokenizer.json").size() == 1);
 
     auto says = [&](const std::string& text, const std::string& words) {
         put_bytes(folder / "bad.json", text);
@@ -312,10 +313,107 @@ TEST_CASE("tokenizer: bytes to tokens and back, and its file", "[tokenize]") {
     says("{\"kind\": \"words\"}", "of kind 'words'");
     says("{\"kind\": \"bytes\", \"vocab_size\": 257}", "does not describe");
     says("{\"kind\": \"bytes\", \"eot_token\": \"a\"}", "does not describe");
-    REQUIRE(user_error_of([] { tokenizer_create("gpt2:folder"); }).find("no BPE tokenizer; use 'bytes'") !=
+    for (const char* name : {"gpt2", "gpt2:"})
+        REQUIRE(user_error_of([&] { tokenizer_create(name); }).find("lacks its folder; use gpt2:FOLDER") !=
+                std::string::npos);
+    REQUIRE(user_error_of([] { tokenizer_create("byte"); }).find("'byte' is not known; use 'bytes' or gpt2:FOLDER") !=
             std::string::npos);
-    REQUIRE(user_error_of([] { tokenizer_create("byte"); }).find("'byte' is not known; use 'bytes'") !=
-            std::string::npos);
+}
+
+TEST_CASE("tokenizer: a table turns tokens into text, and nothing else", "[tokenize]") {
+    TempFolder folder;
+    const std::string path = folder / "t_tokenizer.json";
+    auto table = [&](const std::string& fields) {
+        put_bytes(path, "{\"kind\": \"table\", \"name\": \"t5\", \"eot_token\": 1, " + fields + "}");
+    };
+    table(R"("vocab_size": 4, "tokens": ["\u0000\u00ff", "", " the", "\u00e9\u00a9"])");
+    for (int round = 0; round < 2; round++) {
+        const TokenizerPtr tokenizer = tokenizer_load(path);
+        REQUIRE(tokenizer->kind() == "table");
+        REQUIRE(tokenizer->vocab_size() == 4);
+        REQUIRE(tokenizer->eot() == 1);
+        REQUIRE(tokenizer->decode({2, 0, 3, 1, 4, -1}) == std::string(" the\0\xff\xe9\xa9", 8));
+        REQUIRE(user_error_of([&] { tokenizer->encode("text"); }).find("'t5' only turns tokens into text here; ") !=
+                std::string::npos);
+        tokenizer_save(*tokenizer, path);
+    }
+    for (const char* bad : {R"("tokens": ["a", 3])", R"("tokens": ["a", "\u0100"])", R"("tokens": ["a"])",
+                            R"("tokens": "ab")", R"("vocab_size": 3, "tokens": ["a", "b"])", R"("vocab_size": 2)"}) {
+        table(bad);
+        const std::string message = user_error_of([&] { tokenizer_load(path); });
+        CAPTURE(bad, message);
+        REQUIRE(message.rfind(path, 0) == 0);
+        REQUIRE(message.find("make it again with") != std::string::npos);
+    }
+}
+
+TEST_CASE("tokenize: JSON lines", "[tokenize]") {
+    TempFolder folder;
+    auto text = [](const char* s, size_t n) { return bytes_of(std::string(s, n)); };
+    PrepareOptions options;
+    options.out = folder / "out";
+    options.val_fraction = 0;
+    auto tokens = [&](const std::vector<std::string>& inputs) {
+        options.inputs = inputs;
+        prepare(options);
+        return read_shards(folder / "out_train_*.bin");
+    };
+    const std::string a = folder / "a.jsonl", b = folder / "b.jsonl", plain = folder / "plain.txt";
+    // Every line is a document, ended by the token; a separator within is text, and an empty document is one.
+    put_bytes(a,
+              "{\"text\": \"one\\n<|endoftext|>\\n\", \"id\": 1}\n\n  \r\n{\"text\": \"\"}\r\n{\"id\": 2, \"text\": "
+              "\"\\u00e9\"}");
+    REQUIRE(tokens({a}) == text("one\n<|endoftext|>\n\0\0\xC3\xA9\0", 23));
+    put_bytes(plain, "two\n");
+    REQUIRE(tokens({plain, a}) == text("two\n\0one\n<|endoftext|>\n\0\0\xC3\xA9\0", 28));
+    REQUIRE(tokens({a, plain}) == text("one\n<|endoftext|>\n\0\0\xC3\xA9\0two\n", 27));
+    put_bytes(b, "\n");
+    REQUIRE(tokens({b, plain}) == text("two\n", 4));
+    put_bytes(b, "{\"content\": \"x\", \"text\": 3}\n");
+    options.field = "content";
+    REQUIRE(tokens({b}) == text("x\0", 2));
+    options.field = "";
+    put_bytes(plain, "{\"text\": \"x\"}\n");
+    options.jsonl = true;
+    REQUIRE(tokens({plain}) == text("x\0", 2));
+    options.jsonl = false;
+
+    // A line longer than any block, and a document's bytes as they are in UTF-8.
+    const std::string longer(3'000'000, 'y');
+    put_bytes(b, "{\"text\": \"" + longer + "\"}\n{\"text\": \"z\"}\n");
+    REQUIRE(tokens({b}) == bytes_of(longer + std::string("\0z\0", 3)));
+
+    // What is no document is refused by file and line, or left out and counted.
+    for (const auto& [line, words] : std::vector<std::pair<std::string, std::string>>{
+             {"{\"text\": \"cut", "is no JSON"},
+             {"plain text", "is no JSON"},
+             {"{\"text\": \"\xff\"}", "is no JSON"},
+             {"{\"text\": \"\\ud800\"}", "is no JSON"},
+             {"[\"text\"]", "is no JSON object"},
+             {"{\"body\": \"x\"}", "has no field 'text'"},
+             {"{\"text\": null}", "has a field 'text' that is no string"}}) {
+        put_bytes(b, "{\"text\": \"x\"}\n\n" + line + "\n{\"text\": \"y\"}\n" + line);
+        CAPTURE(line);
+        options.skip_bad = false;
+        REQUIRE(user_error_of([&] {
+                    tokens({a, b});
+                }) == b + ":3: " + words + "; mend it, or leave such lines out with --skip-bad");
+        options.skip_bad = true;
+        REQUIRE(tokens({b}) == text("x\0y\0", 4));
+        const PrepareSummary summary = prepare(options);
+        REQUIRE(summary.documents == 2);
+        REQUIRE(summary.skipped_lines == 2);
+        REQUIRE(summary.first_skipped == std::vector<std::string>{b + ":3: " + words, b + ":5: " + words});
+    }
+    std::string many;
+    for (int i = 0; i < 9; i++) many += "bad\n";
+    put_bytes(b, many);
+    REQUIRE(user_error_of([&] { tokens({b}); }).find("holds no text besides bad lines") != std::string::npos);
+    put_bytes(b, many + "{\"text\": \"x\"}");
+    options.inputs = {b};
+    const PrepareSummary summary = prepare(options);
+    REQUIRE(summary.skipped_lines == 9);
+    REQUIRE(summary.first_skipped.size() == 5);
 }
 
 TEST_CASE("tokenize: the command line", "[tokenize]") {
@@ -332,22 +430,57 @@ TEST_CASE("tokenize: the command line", "[tokenize]") {
     REQUIRE(tokenizer_load(folder / "d/x_tokenizer.json")->vocab_size() == 256);
     REQUIRE(run(folder, "- --out y --separator '' --val-fraction 0 < a.txt").status == 0);
     REQUIRE(read_shards(folder / "y_train_*.bin") == bytes_of(read_text(folder / "a.txt")));
+    put_bytes(folder / "a.jsonl", "{\"text\": \"one\"}\nbad\n{\"body\": \"two\"}\n");
+    const std::string json_options = " --val-fraction 0 --skip-bad --threads 2";
+    Result skipping = run(folder, "a.jsonl --out y" + json_options);
+    REQUIRE(skipping.status == 0);
+    REQUIRE(skipping.out.find(
+                "skipped    2 lines\n           a.jsonl:2: is no JSON\n           a.jsonl:3: has no field 'text'\n") !=
+            std::string::npos);
+    REQUIRE(read_shards(folder / "y_train_*.bin") == bytes_of(std::string("one\0", 4)));
+    for (const char* from_stdin : {"--jsonl", "--field text"}) {
+        REQUIRE(run(folder, std::string("- --out y ") + from_stdin + json_options + " < a.jsonl").status == 0);
+        REQUIRE(read_shards(folder / "y_train_*.bin") == bytes_of(std::string("one\0", 4)));
+    }
     Result help = run(folder, "--help");
     REQUIRE(help.status == 0);
     REQUIRE(help.err.empty());
-    for (const char* option :
-         {"INPUT", "--out", "--tokenizer", "--val-fraction", "--shard-tokens", "--separator", "=0.1"}) {
+    for (const char* option : {"INPUT", "--out", "--tokenizer", "--val-fraction", "--shard-tokens", "--separator",
+                               "--jsonl", "--field", "--skip-bad", "--threads", "=0.1"}) {
         REQUIRE(help.out.find(option) != std::string::npos);
     }
+    put_bytes(folder / "empty", "");
+    put_bytes(folder / "empty.jsonl", "");
     put_bytes(folder / "a.xz", std::string("\xFD"
                                            "7zXZ\0\0\0",
                                            8));
-    for (const char* bad :
-         {"", "a.txt", "--out x", "missing --out x", "a.txt --out x --bogus 1", "a.txt --out x --val-fraction 1.5",
-          "a.txt --out x --val-fraction nan", "a.txt --out x --val-fraction two", "a.txt --out x --shard-tokens 0",
-          "a.txt --out x --shard-tokens 3000000000", "a.txt --out x --separator 'a\nb'",
-          "a.txt --out x --tokenizer gpt2:.", "a.txt --out x --tokenizer word", ". --out x", "a.txt --out a.txt/x",
-          "a.txt --out d/", "- --out x </dev/null", "a.xz --out x", "a.txt --out ''"}) {
+    for (const char* bad : {"",
+                            "a.txt",
+                            "--out x",
+                            "missing --out x",
+                            "a.txt --out x --bogus 1",
+                            "a.txt --out x --val-fraction 1.5",
+                            "a.txt --out x --val-fraction nan",
+                            "a.txt --out x --val-fraction two",
+                            "a.txt --out x --shard-tokens 0",
+                            "a.txt --out x --shard-tokens 3000000000",
+                            "a.txt --out x --separator 'a\nb'",
+                            "a.txt --out x --tokenizer gpt2:.",
+                            "a.txt --out x --tokenizer word",
+                            ". --out x",
+                            "a.txt --out a.txt/x",
+                            "a.txt --out d/",
+                            "- --out x </dev/null",
+                            "a.xz --out x",
+                            "a.txt --out ''",
+                            "- --out x <a.xz",
+                            "a.jsonl --out x",
+                            "- --jsonl --out x <a.jsonl",
+                            "a.txt --field text --out x",
+                            "a.txt --out x --threads -1",
+                            "a.txt --out x --tokenizer gpt2",
+                            "empty --out x",
+                            "empty.jsonl --out x"}) {
         Result result = run(folder, bad);
         CAPTURE(bad, result.out, result.err);
         REQUIRE(result.status == 1);
