@@ -226,6 +226,9 @@ std::string config_to_json(const ModelConfig& c) {
     j["tie_word_embeddings"] = c.tie;
     j["initializer_range"] = 0.02;
     j["torch_dtype"] = "float32";
+    // The token that ends a text: of GPT-2's tokenizer, or of the bytes. Left to itself transformers assumes 50256, or
+    // 1 and 2, whatever the vocabulary.
+    j["bos_token_id"] = j["eos_token_id"] = c.vocab > 50256 ? json(50256) : c.vocab == 256 ? json(0) : json(nullptr);
     j["norm_scheme"] = c.norm_scheme;
     j["residual"] = c.residual;
     j["residual_options"] = options;
@@ -261,6 +264,33 @@ static void note_dropout(const json& j, const char* key, const std::string& path
     if (p != 0) notes.push_back(format("%s: %s %g is ignored: there is no dropout", path.c_str(), key, p));
 }
 
+// What other models of these two families may have and ours have not, each with the value that means "without". Passed
+// over, it would give another function than the file's.
+static void refuse_features(const json& j, const std::string& path) {
+    static const std::vector<std::pair<const char*, json>> features = {
+        {"scale_attn_by_inverse_layer_idx", false},
+        {"scale_attn_weights", true},
+        {"add_cross_attention", false},
+        {"attention_bias", false},
+        {"mlp_bias", false},
+        {"sliding_window", nullptr},
+        {"use_sliding_window", false},
+        {"partial_rotary_factor", 1.0},
+        {"attn_logit_softcapping", nullptr},
+        {"final_logit_softcapping", nullptr},
+        {"quantization_config", nullptr},
+    };
+    for (const auto& [key, without] : features) {
+        const json value = j.value(key, json());
+        if (!value.is_null() && value != without)
+            throw user_error("%s: %s %s is not supported", path.c_str(), key, value.dump().c_str());
+    }
+    for (const json& type : j.value("layer_types", json::array()))
+        if (type != "full_attention")
+            throw user_error("%s: layer_types %s is not supported, only \"full_attention\"", path.c_str(),
+                             type.dump().c_str());
+}
+
 static ModelConfig read_gpt2(const json& j, const std::string& path, std::vector<std::string>& notes) {
     ModelConfig c;
     c.layers = required(j, "n_layer", path);
@@ -282,10 +312,6 @@ static ModelConfig read_gpt2(const json& j, const std::string& path, std::vector
     c.bias = field<bool>(j, "bias", true, path);
     c.init = "gpt2_scaled";
     for (const char* key : {"attn_pdrop", "embd_pdrop", "resid_pdrop"}) note_dropout(j, key, path, notes);
-    if (field<bool>(j, "scale_attn_by_inverse_layer_idx", false, path))
-        throw user_error("%s: scale_attn_by_inverse_layer_idx is not supported", path.c_str());
-    if (!field<bool>(j, "scale_attn_weights", true, path))
-        throw user_error("%s: scale_attn_weights false is not supported", path.c_str());
     return c;
 }
 
@@ -332,10 +358,8 @@ static ModelConfig read_llama(const json& j, const std::string& path, std::vecto
     if (act != "silu") throw user_error("%s: hidden_act \"%s\": there is silu only", path.c_str(), act.c_str());
     c.activation = Activation::swiglu;
     c.bias = false;
-    for (const char* key : {"attention_bias", "mlp_bias", "bias"}) {
-        if (field<bool>(j, key, false, path))
-            throw user_error("%s: %s true is not supported: the llama models have no biases", path.c_str(), key);
-    }
+    if (field<bool>(j, "bias", false, path))
+        throw user_error("%s: bias true is not supported: the llama models have no biases", path.c_str());
     c.norm_eps = static_cast<float>(field<double>(j, "rms_norm_eps", 1e-6, path));
     c.rope_theta = static_cast<float>(read_rope(j, path));
     c.tie = field<bool>(j, "tie_word_embeddings", false, path);
@@ -347,10 +371,13 @@ static ModelConfig read_llama(const json& j, const std::string& path, std::vecto
 ModelConfig config_from_json(const std::string& text, const std::string& path, std::vector<std::string>& notes) {
     json j = json::parse(text, nullptr, false);
     if (j.is_discarded() || !j.is_object()) throw user_error("%s: not a JSON object", path.c_str());
+    // A folder of dev/hf/export.py has the checkpoint's own file inside its own.
+    if (j.value("model_type", json()) == "residual" && j.contains("checkpoint")) j = json(j["checkpoint"]);
     std::string type = field<std::string>(j, "model_type", "", path);
     if (type != "gpt2" && type != "llama")
         throw user_error("%s: model_type is \"%s\": there are gpt2 and llama", path.c_str(), type.c_str());
 
+    refuse_features(j, path);
     ModelConfig c = type == "llama" ? read_llama(j, path, notes) : read_gpt2(j, path, notes);
     c.vocab = required(j, "vocab_size", path);
     c.norm_scheme = field<std::string>(j, "norm_scheme", "pre", path);

@@ -11,10 +11,20 @@ import torch.nn.functional as F
 from parameters import Parameter
 
 
+def wide(x):
+    """In float32 at least: what is not a matrix product is computed so when weights are bf16 or fp16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def product(x, w):
+    """x w in the precision of the weights, given back in that of x."""
+    return (x.to(w.dtype) @ w).to(x.dtype)
+
+
 def attend(q, k, v):
     """Causal attention over (B, heads, T, head size)."""
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-    future = torch.triu(torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool), diagonal=1)
+    future = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).triu(diagonal=1)
     return torch.softmax(scores.masked_fill(future, -math.inf), dim=-1) @ v
 
 
@@ -76,7 +86,7 @@ class Gpt2(Architecture):
         return [Parameter(name + ".weight", (self.channels,), gain, "norm"), *bias]
 
     def embed(self, p, tokens):
-        return p["wte.weight"][tokens] + p["wpe.weight"][: tokens.shape[1]]
+        return wide(p["wte.weight"][tokens]) + p["wpe.weight"][: tokens.shape[1]]
 
     def norm(self, p, name, x):
         mean = x.mean(-1, keepdim=True)
@@ -85,7 +95,7 @@ class Gpt2(Architecture):
         return y + p[name + ".bias"] if self.bias else y
 
     def linear(self, p, name, x):
-        y = x @ p[name + ".weight"]
+        y = product(x, p[name + ".weight"])
         return y + p[name + ".bias"] if self.bias else y
 
     def attention(self, p, layer, z, values):
@@ -101,7 +111,7 @@ class Gpt2(Architecture):
         return self.linear(p, self.prefix(layer) + "mlp.c_proj", F.gelu(hidden, approximate=self.approximate))
 
     def head(self, p, x):
-        return x @ (p["wte.weight"] if self.tied else p["lm_head.weight"]).T
+        return product(x, (p["wte.weight"] if self.tied else p["lm_head.weight"]).T)
 
 
 class Llama(Architecture):
@@ -140,19 +150,19 @@ class Llama(Architecture):
         return [Parameter(name + ".weight", (self.channels,), gain, "norm")]
 
     def embed(self, p, tokens):
-        return p["model.embed_tokens.weight"][tokens]
+        return wide(p["model.embed_tokens.weight"][tokens])
 
     def norm(self, p, name, x):
         return p[name + ".weight"] * (x / torch.sqrt((x * x).mean(-1, keepdim=True) + self.eps))
 
     def linear(self, p, name, x):
-        return x @ p[name + ".weight"].T
+        return product(x, p[name + ".weight"].T)
 
     def rotate(self, x):
         """(a,b) -> (a cos w - b sin w, b cos w + a sin w), channel i of a head paired with i + hd/2."""
         half, T = self.head_size // 2, x.shape[-2]
-        frequency = self.theta ** (-2 * torch.arange(half, dtype=x.dtype) / self.head_size)
-        w = torch.arange(T, dtype=x.dtype)[:, None] * frequency
+        frequency = self.theta ** (-2 * torch.arange(half, dtype=x.dtype, device=x.device) / self.head_size)
+        w = torch.arange(T, dtype=x.dtype, device=x.device)[:, None] * frequency
         a, b = x[..., :half], x[..., half:]
         return torch.cat([a * torch.cos(w) - b * torch.sin(w), b * torch.cos(w) + a * torch.sin(w)], dim=-1)
 
@@ -172,7 +182,7 @@ class Llama(Architecture):
         return self.linear(p, name + "down_proj", hidden)
 
     def head(self, p, x):
-        return x @ p["model.embed_tokens.weight" if self.tied else "lm_head.weight"].T
+        return product(x, p["model.embed_tokens.weight" if self.tied else "lm_head.weight"].T)
 
 
 ARCHITECTURES = {"gpt2": Gpt2, "llama": Llama}

@@ -18,8 +18,9 @@ from parameters import Options
 from rules import rules_named
 from schemes import scheme_named
 
-# What schedules count: completed updates; and forward passes of training, the present one included.
-Clock = namedtuple("Clock", ["updates", "passes"], defaults=[0, 1])
+# What schedules count: completed updates; and forward passes of training, the present one included. Some look at
+# whether this is an evaluation.
+Clock = namedtuple("Clock", ["updates", "passes", "evaluation"], defaults=[0, 1, False])
 
 
 class Network:
@@ -42,7 +43,7 @@ class Network:
         values = self.value.mixer(p) if self.value else lambda layer, v: v
         state = rule.start(p, scheme.embedding(p, arch.embed(p, tokens)), clock)
         for k in range(1, 2 * arch.layers + 1):
-            alpha = self.prores.alpha(arch.layer(k), clock.updates) if self.prores else 1.0
+            alpha = self.prores.factor(arch.layer(k), clock) if self.prores else 1.0
             state = rule.before(p, k, state)
             z = rule.after_norm(p, k, scheme.norm_in(p, k, rule.read(p, k, state)))
             u = scheme.norm_out(p, k, arch.sublayer(p, k, z, values))

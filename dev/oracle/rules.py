@@ -44,7 +44,10 @@ class ProRes:
         self.L = arch.layers
         self.schedule = options.choice("schedule", [*self.GROWING, *self.STAGED, *self.FIXED], "linear")
         self.T = None if self.schedule in self.FIXED else options.integer("T", 1000)
-        options.flag("prores_eval_one", 0)  # of evaluation; training does not look at it
+        self.eval_one = options.flag("prores_eval_one", 0)
+
+    def factor(self, l, clock):
+        return 1.0 if clock.evaluation and self.eval_one else self.alpha(l, clock.updates)
 
     def alpha(self, l, t):
         L, T, name = self.L, self.T, self.schedule
