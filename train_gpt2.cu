@@ -290,8 +290,8 @@ static void print_sample(Run& run, int64_t step) {
     SampleSettings settings;
     settings.temperature = 0.8;
     settings.seed = run.options.seed;
-    generate(*run.model, prompt, run.options.sample_tokens.value_or(64), run.T, settings, static_cast<uint64_t>(step), 1,
-             [&](int, int token) {
+    generate(*run.model, prompt, run.options.sample_tokens.value_or(64), run.T, settings, static_cast<uint64_t>(step),
+             1, [&](int, int token) {
                  run.tokenizer->decode(token, text);
                  return true;
              });
@@ -448,7 +448,8 @@ static int dry_run(const TrainOptions& o) {
     const Machine machine = find_machine();
     if (machine.found) {
         printf("%-24s%d sequences of %d tokens (%s free on %s)\n", "largest batch",
-               largest_batch(config, sizes.T, Use::training, machine.free_bytes - std::min(sampling, machine.free_bytes)),
+               largest_batch(config, sizes.T, Use::training,
+                             machine.free_bytes - std::min(sampling, machine.free_bytes)),
                sizes.T,
                bytes_text(static_cast<double>(machine.free_bytes)).c_str(), machine.device.c_str());
     } else {

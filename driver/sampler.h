@@ -26,8 +26,8 @@ void check_tokens(const std::vector<int>& tokens, int vocab, const char* option)
 // Tokens of --prompt, checked; of an empty one the end-of-text token, behind which a new text begins.
 std::vector<int> prompt_tokens(const Tokenizer& tokenizer, std::string_view prompt, int vocab);
 
-// Continues `prompt` (not empty) by `count` tokens in each of the samples first .. first+num-1, several at a time. Sample
-// number n of a seed is the same text alone and among others (up to the rounding of products with more rows).
+// Continues `prompt` (not empty) by `count` tokens in each of the samples first .. first+num-1, several at a time.
+// Sample number n of a seed is the same text alone and among others (up to the rounding of products with more rows).
 //
 // The model reads the last T tokens of the prompt. When T tokens are in its cache, it forgets them and reads the last
 // T/2 anew: moving the window by one token would change every position, and with it everything in the cache. So each

@@ -90,8 +90,8 @@ void model_token_losses(Model& model, const int* inputs, const int* targets, int
 void model_last_logits(Model& model, const int* tokens, int t, float* logits);
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Text that grows token by token: `rows` sequences of one length, whose earlier keys and values are kept, so that a step
-// costs one token's work for each. Every function gives the logits of the next token, fp32 on the host (synchronises).
+// Text that grows token by token: `rows` sequences of one length, whose earlier keys and values are kept, so that a
+// step costs one token's work for each. Every function gives the logits of the next token, fp32 on the host (synchronises).
 struct Decoder;
 struct DecoderDeleter {
     void operator()(Decoder* decoder) const;
@@ -102,8 +102,8 @@ using DecoderPtr = std::unique_ptr<Decoder, DecoderDeleter>;
 size_t decoder_bytes(const ModelConfig& config, int rows, int capacity);
 // How many sequences, 1 .. wanted, can be decoded at a time: what the model's buffers and the free memory hold.
 int decoder_rows(const Model& model, int wanted, int capacity);
-// capacity <= the model's context and B*T. UserError when the memory is not there. The model must outlive the decoder; its
-// other passes may come in between.
+// capacity <= the model's context and B*T. UserError when the memory is not there. The model must outlive the decoder;
+// its other passes may come in between.
 DecoderPtr decoder_create(Model& model, int rows, int capacity);
 int decoder_length(const Decoder& decoder);
 // Starts anew: all rows hold the same t tokens. logits (V).

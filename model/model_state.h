@@ -107,8 +107,8 @@ struct Model {
     float* grad(int64_t offset) const { return offset < 0 ? nullptr : grads + offset; }
 };
 
-// tokens (b,t) of m.tokens -> input(2L) of the rule, which the head reads. With a cache: it is written, and tokens behind
-// position 0 read it.
+// tokens (b,t) of m.tokens -> input(2L) of the rule, which the head reads. With a cache: it is written, and tokens
+// behind position 0 read it.
 void forward(Model& m, int b, int t, bool evaluation, const KvCache* cache = nullptr);
 // logits (rows,V) on the host of rows first .. first+rows-1 of the last forward pass (synchronises).
 void logits_of(Model& m, int64_t first, int rows, float* logits);

@@ -55,7 +55,8 @@ static std::string command_line(const std::string& name, const std::vector<std::
     return command;
 }
 
-ProgramResult run_program(const std::string& name, const std::vector<std::string>& arguments, const std::string& input) {
+ProgramResult run_program(const std::string& name, const std::vector<std::string>& arguments,
+                          const std::string& input) {
     return run_command(command_line(name, arguments), input);
 }
 

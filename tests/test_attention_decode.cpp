@@ -63,7 +63,8 @@ std::vector<floatX> run(const Shape& s, const std::vector<floatX>& qkv, int spar
     scratch.poison();
     if (s.length > 1) {
         Device<floatX> before(tokens_at(s, qkv, 0, s.length - 1));
-        attention_cache_write(cache.data, 0, s.B, 0, capacity, before.data, s.B, s.length - 1, s.NH, s.NKV, s.HS, nullptr);
+        attention_cache_write(cache.data, 0, s.B, 0, capacity, before.data, s.B, s.length - 1, s.NH, s.NKV, s.HS,
+                              nullptr);
         CUDA_CHECK(cudaDeviceSynchronize());
     }
     Device<floatX> now(tokens_at(s, qkv, s.length - 1, 1));

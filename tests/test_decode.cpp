@@ -10,7 +10,7 @@ namespace {
 // Cached and whole passes do the same sums in another order (attention over splits, products with fewer rows): a few
 // roundings per layer, amplified by norms and by these large random weights. fp32: 2^-24 times a hundred or so. bf16:
 // every activation is rounded to 8 bits, and another order flips some of these roundings, in four layers and two
-// sublayers each. Measured worst: see the comments beside the numbers.
+// sublayers each. Measured worst: 1.8e-6 and 4.2e-2.
 constexpr double tolerance = sizeof(floatX) == 4 ? 1e-5 : 1e-1;
 
 // Largest difference of a row of logits from those of the whole text, relative to the largest logit.

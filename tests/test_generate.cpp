@@ -86,7 +86,8 @@ TEST_CASE("samples decoded together are the samples decoded alone", "[sampler]")
         });
         for (int i = 0; i < num; i++) {
             const std::vector<int>& whole = together[static_cast<size_t>(i)];
-            CHECK(heard[static_cast<size_t>(i)] == std::vector<int>(whole.begin(), i == 2 ? whole.begin() + 5 : whole.end()));
+            const std::vector<int> want(whole.begin(), i == 2 ? whole.begin() + 5 : whole.end());
+            CHECK(heard[static_cast<size_t>(i)] == want);
         }
     }
 }

@@ -63,7 +63,8 @@ TEST_CASE("picking a token: as the definition says, for every cut", "[sampler]")
                     CAPTURE(V, spread, k, p);
                     for (int i = 0; i < 8; i++) {
                         const double uniform = random.uniform();
-                        REQUIRE(pick_token(logits.data(), V, settings, uniform) == reference(logits, settings, uniform));
+                        const int want = reference(logits, settings, uniform);
+                        REQUIRE(pick_token(logits.data(), V, settings, uniform) == want);
                     }
                 }
             }
@@ -104,12 +105,14 @@ TEST_CASE("bytes that may be printed: never half a character", "[sampler]") {
         CHECK(complete_utf8(text.substr(0, n)) == want);
     }
     // What is no UTF-8 is not held back.
-    for (const char* bytes : {"\x80", "a\x80\x80\x80", "\xFF", "\xC0", "\xF5\x80", "\xC3\xA9\x80", "\xE2\x82\xAC\x80\x80"})
+    for (const char* bytes :
+         {"\x80", "a\x80\x80\x80", "\xFF", "\xC0", "\xF5\x80", "\xC3\xA9\x80", "\xE2\x82\xAC\x80\x80"})
         CHECK(complete_utf8(bytes) == std::string(bytes).size());
 }
 
 TEST_CASE("sample_gpt2: prompts, several samples, what is refused", "[sampler]") {
-    if (!have_program("train_gpt2") || !have_program("sample_gpt2")) SKIP_TEST("sample_gpt2: RESIDUAL_BUILD names no build");
+    if (!have_program("train_gpt2") || !have_program("sample_gpt2"))
+        SKIP_TEST("sample_gpt2: RESIDUAL_BUILD names no build");
     TempFolder temp;
     const std::string prefix = temp.path + "/data", out = temp.path + "/run";
     write_tiny_data(prefix);
@@ -159,7 +162,8 @@ TEST_CASE("sample_gpt2: prompts, several samples, what is refused", "[sampler]")
     refused({"--prompt", "a", "--prompt-tokens", "1"}, "--prompt-tokens");
     refused({"--prompt-tokens", "5,256"}, "token 256");
     refused({"--prompt-tokens", "-1"}, "token -1");
-    for (const char* list : {"", "x", "1,,2", "1,", "1;2", "99999999999"}) refused({"--prompt-tokens", list}, "is written N,N");
+    for (const char* list : {"", "x", "1,,2", "1,", "1;2", "99999999999"})
+        refused({"--prompt-tokens", list}, "is written N,N");
     refused({"--prompt", "a", "--tokens", "0"}, "--tokens 0");
     refused({"--prompt", "a", "--num", "0"}, "--num 0");
 }
