@@ -13,8 +13,7 @@
 static void write_file(const char* option, const std::string& path, const std::string& text) {
     std::ofstream file(path);
     file << text << std::flush;
-    if (!file)
-        throw user_error("%s %s: cannot be written; check the path and the space left", option, path.c_str());
+    if (!file) throw user_error("%s %s: cannot be written; check the path and the space left", option, path.c_str());
 }
 
 static int evaluate(int argc, char** argv) {
@@ -34,7 +33,8 @@ static int evaluate(int argc, char** argv) {
         ->default_str("");
     app.add_option("--batch", batch, "sequences of the model's context at a time, or as many tokens of shorter ones");
     app.add_option("--stride", stride, "ppl: tokens between windows; 0: the context, no overlap");
-    app.add_flag("--whole-chunks", whole_chunks, "ppl: whole chunks of the context only, as nanoGPT and MLS-Bench count");
+    app.add_flag("--whole-chunks", whole_chunks,
+                 "ppl: whole chunks of the context only, as nanoGPT and MLS-Bench count");
     app.add_option("--limit", limit, "only the first N examples of each task but ppl; 0: all")->type_name("N");
     app.add_option("--samples", samples_path, "write every example's log-likelihoods here")->type_name("FILE");
     app.add_option("--json", json_path, "write the scores here as well")->type_name("FILE");
@@ -42,15 +42,17 @@ static int evaluate(int argc, char** argv) {
     if (batch < 1) throw user_error("--batch %d: it must be at least 1", batch);
     if (stride < 0) throw user_error("--stride %d: it must be at least 0", stride);
     if (limit < 0) throw user_error("--limit %lld: it must be at least 0", static_cast<long long>(limit));
-    if (whole_chunks && stride > 0) throw user_error("--whole-chunks and --stride exclude each other: chunks do not overlap");
+    if (whole_chunks && stride > 0)
+        throw user_error("--whole-chunks and --stride exclude each other: chunks do not overlap");
     std::vector<TaskSpec> specs;
+    specs.reserve(tasks.size());
     for (const std::string& task : tasks) specs.push_back(parse_task("--task", task));
     if (dir.empty()) throw user_error("--model DIR is missing: which model is to be scored?");
-    if (tasks.empty())
-        throw user_error("--task NAME=FILE is missing: on what? There are: %s", task_names().c_str());
+    if (tasks.empty()) throw user_error("--task NAME=FILE is missing: on what? There are: %s", task_names().c_str());
     const bool any_ppl = std::any_of(specs.begin(), specs.end(), [](const TaskSpec& s) { return s.name == "ppl"; });
     if (!any_ppl && (stride > 0 || whole_chunks))
-        throw user_error("%s belongs to the task ppl, which is not asked for", stride > 0 ? "--stride" : "--whole-chunks");
+        throw user_error("%s belongs to the task ppl, which is not asked for",
+                         stride > 0 ? "--stride" : "--whole-chunks");
 
     LoadedModel loaded = load_model(dir, batch);
     const ModelConfig& config = model_config(*loaded.model);

@@ -57,7 +57,8 @@ struct Line {
 Line parse_line(const std::string& path, std::string_view text, int64_t number) {
     Line line{path, number, json::parse(text, nullptr, false)};
     if (line.object.is_discarded())
-        line.fail("is no JSON; every line must be one whole JSON object: " + printable(std::string(text.substr(0, 60))));
+        line.fail("is no JSON; every line must be one whole JSON object: " +
+                  printable(std::string(text.substr(0, 60))));
     if (!line.object.is_object()) line.fail("is no JSON object");
     return line;
 }
@@ -136,14 +137,16 @@ void read_arc(Example& example, const Line& line) {
 void read_winogrande(Example& example, const Line& line, int label) {
     if (line.has("context_options")) {  // the partial-evaluation form
         add_contexts(example, line.texts(line.object, "context_options"), line.text("continuation"));
-        example.gold = label >= 0 ? label : line.label(line.field(line.object, "gold"), "gold", 0, example.choices.size());
+        example.gold =
+            label >= 0 ? label : line.label(line.field(line.object, "gold"), "gold", 0, example.choices.size());
         return;
     }
     const std::string sentence = line.text("sentence");
     const size_t gap = sentence.find('_');
     if (gap == std::string::npos) line.fail("its \"sentence\" has no _ to be filled");
     const std::string before = sentence.substr(0, gap);
-    add_contexts(example, {before + line.text("option1"), before + line.text("option2")}, strip(sentence.substr(gap + 1)));
+    add_contexts(example, {before + line.text("option1"), before + line.text("option2")},
+                 strip(sentence.substr(gap + 1)));
     if (label < 0 && (!line.has("answer") || line.object["answer"] == ""))
         line.fail("there is no \"answer\"; give the file of labels as well: winogrande=FILE,LABELS");
     example.gold = label >= 0 ? label : line.label(line.object["answer"], "answer", 1, 2);
@@ -187,8 +190,10 @@ void read_hellaswag_text(const std::string& path, const std::string& text,
         at = 0;
     });
     if (at != 0)
-        Line{path, last, {}}.fail(format("the file ends after %lld of the 6 lines of a task: context, number of the "
-                                         "right ending (0 to 3), four endings", static_cast<long long>(at)));
+        Line{path, last, {}}.fail(
+            format("the file ends after %lld of the 6 lines of a task: context, number of the "
+                   "right ending (0 to 3), four endings",
+                   static_cast<long long>(at)));
 }
 
 // One label a line, counted from 0 for piqa and from 1 for winogrande; here always from 0.
@@ -216,7 +221,8 @@ TaskSpec parse_task(const char* option, const std::string& text) {
         throw user_error("%s %s: it is written TASK=FILE; the tasks: %s", option, text.c_str(), task_names().c_str());
     TaskSpec task{text.substr(0, equals), text.substr(equals + 1), ""};
     if (std::find(names.begin(), names.end(), task.name) == names.end())
-        throw user_error("%s %s: there is no such task; there are: %s", option, task.name.c_str(), task_names().c_str());
+        throw user_error("%s %s: there is no such task; there are: %s", option, task.name.c_str(),
+                         task_names().c_str());
     const size_t comma = task.file.rfind(',');
     if ((task.name == "piqa" || task.name == "winogrande") && comma != std::string::npos && !file_exists(task.file)) {
         task.labels = task.file.substr(comma + 1);
@@ -240,10 +246,15 @@ void for_each_line(std::string_view text, const std::function<void(std::string_v
 
 std::string read_plain(const std::string& path) {
     std::string text = read_text(path);
-    const bool xz = text.rfind("\xFD" "7zXZ", 0) == 0, gzip = text.rfind("\x1F\x8B", 0) == 0;
+    const bool xz = text.rfind(
+                        "\xFD"
+                        "7zXZ",
+                        0) == 0,
+               gzip = text.rfind("\x1F\x8B", 0) == 0;
     if (xz || gzip) {
         const std::string& p = path;
-        throw user_error("%s: is compressed; unpack it first: %s -dc %s > FILE", p.c_str(), xz ? "xz" : "gzip", p.c_str());
+        throw user_error("%s: is compressed; unpack it first: %s -dc %s > FILE", p.c_str(), xz ? "xz" : "gzip",
+                         p.c_str());
     }
     if (text.rfind("\xEF\xBB\xBF", 0) == 0) text.erase(0, 3);
     return text;

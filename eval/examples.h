@@ -1,5 +1,5 @@
-// Examples of the tasks, read from their publishers' files and from the forms of eval/README.md. The form is known from the
-// content, not from the name.
+// Examples of the tasks, read from their publishers' files and from the forms of eval/README.md. The form is known from
+// the content, not from the name.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -12,7 +12,8 @@ struct TaskSpec {
     std::string name, file, labels;  // labels: piqa and winogrande; empty: they stand in FILE
 };
 std::string task_names();  // "ppl, lambada, ..."
-// option: as the user wrote it (--task, --eval), for the message of the UserError. A FILE that is there may hold a comma.
+// option: as the user wrote it (--task, --eval), for the message of the UserError. A FILE that is there may hold a
+// comma.
 TaskSpec parse_task(const char* option, const std::string& text);
 
 // Continuations to be scored behind their contexts. lambada: one; else one for each choice.
@@ -33,7 +34,8 @@ void read_examples(const TaskSpec& task, const std::function<void(const Example&
 
 // The lines of a text without their ends (LF or CR LF), and their numbers from 1.
 void for_each_line(std::string_view text, const std::function<void(std::string_view, int64_t)>& on_line);
-// read_text for these files: UserError for compressed ones, which says how to unpack them. A byte order mark is dropped.
+// read_text for these files: UserError for compressed ones, which says how to unpack them. A byte order mark is
+// dropped.
 std::string read_plain(const std::string& path);
 // A line that is a JSON object with the string "text", as documents and LAMBADA have it: whether it is one, ...
 bool is_text_object(std::string_view line);

@@ -86,7 +86,8 @@ void read_documents(TextTokens& out, const std::string& path, const std::string&
             out.tokens.push_back(tokenizer.eot());
             counter.separator(tokenizer);
         };
-        DocumentSplitter splitter(tokenizer.separator, [&](std::string_view piece) { document += piece; }, on_separator);
+        DocumentSplitter splitter(
+            tokenizer.separator, [&](std::string_view piece) { document += piece; }, on_separator);
         splitter.feed(text);
         splitter.finish();
         encode();

@@ -2,16 +2,17 @@
 //
 // Every token of the text is predicted exactly once. A window holds T tokens; the first token of the text is predicted
 // from the tokenizer's end-of-text token before it. Windows follow each other without overlap (stride T), or, with a
-// stride S < T, each moves on by S tokens and only the S tokens that no earlier window has predicted count, each with at
-// least T-S tokens of context before it (but near the beginning).
+// stride S < T, each moves on by S tokens and only the S tokens that no earlier window has predicted count, each with
+// at least T-S tokens of context before it (but near the beginning).
 //
-// With whole chunks it is done as in nanoGPT and MLS-Bench: inputs tokens[i : i+T], targets tokens[i+1 : i+T+1] for i = 0,
-// T, 2T, ...; nothing stands before the first token, which is not predicted, and what fills no whole chunk is dropped.
-// Their mean of the chunks' losses is the mean over tokens, since all chunks are of one length.
+// With whole chunks it is done as in nanoGPT and MLS-Bench: inputs tokens[i : i+T], targets tokens[i+1 : i+T+1] for i =
+// 0, T, 2T, ...; nothing stands before the first token, which is not predicted, and what fills no whole chunk is
+// dropped. Their mean of the chunks' losses is the mean over tokens, since all chunks are of one length.
 //
 //   token perplexity  exp(NLL / tokens)         word perplexity  exp(NLL / words), words separated by white space,
 //   bits per byte     NLL / (ln 2 * bytes)                        separator lines not counted
-//   NLL: summed over the predicted tokens, in nats; words and bytes: of the text they stand for, a separator with its line
+//   NLL: summed over the predicted tokens, in nats; words and bytes: of the text they stand for, a separator with its
+//   line
 #pragma once
 #include <cstdint>
 #include <string>

@@ -39,7 +39,8 @@ std::vector<Likelihood> score(Model& model, const std::vector<Request>& requests
     int64_t batch = 0;
     for (size_t first = 0; first < order.size(); batch++) {
         const size_t longest = requests[order[first]].tokens.size() - 1;
-        const size_t t = std::min(static_cast<size_t>(round_up(static_cast<int64_t>(longest), 16)), static_cast<size_t>(T));
+        const size_t t =
+            std::min(static_cast<size_t>(round_up(static_cast<int64_t>(longest), 16)), static_cast<size_t>(T));
         const size_t rows = std::min(room / t, order.size() - first), start = first;
         first += rows;
         if (!my_turn(comm, batch)) continue;

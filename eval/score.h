@@ -1,5 +1,5 @@
-// Log-likelihoods of continuations behind their contexts, as lm-evaluation-harness's HFLM takes them: white space at the
-// end of the context moves to the continuation; the continuation's tokens are those that context and continuation
+// Log-likelihoods of continuations behind their contexts, as lm-evaluation-harness's HFLM takes them: white space at
+// the end of the context moves to the continuation; the continuation's tokens are those that context and continuation
 // together have more than the context alone; an empty context is the end-of-text token; what is longer than the model's
 // context loses tokens on the left.
 #pragma once

@@ -24,8 +24,10 @@ void add_example(Task& task, const Example& example, int64_t index, const Tokeni
     }
     if (!fits) {
         if (++task.skipped <= named)
-            task.notes.push_back(format("%s:%lld: skipped: a continuation alone has more tokens than the context of %d, "
-                                        "or none", task.spec.file.c_str(), static_cast<long long>(example.line), T));
+            task.notes.push_back(
+                format("%s:%lld: skipped: a continuation alone has more tokens than the context of %d, "
+                       "or none",
+                       task.spec.file.c_str(), static_cast<long long>(example.line), T));
         return;
     }
     task.truncated += truncated;
@@ -66,8 +68,10 @@ std::string plural(int64_t count, const char* what) {
 
 void check_tokenizer(const Tokenizer& tokenizer, const ModelConfig& config, const std::string& where) {
     if (tokenizer.vocab_size() > config.vocab)
-        throw user_error("%s: its tokenizer '%s' has %d tokens, the model's vocabulary is of %d; it is not the tokenizer "
-                         "of this model", where.c_str(), tokenizer.kind().c_str(), tokenizer.vocab_size(), config.vocab);
+        throw user_error(
+            "%s: its tokenizer '%s' has %d tokens, the model's vocabulary is of %d; it is not the tokenizer "
+            "of this model",
+            where.c_str(), tokenizer.kind().c_str(), tokenizer.vocab_size(), config.vocab);
 }
 
 Task read_task(const TaskSpec& spec, const Tokenizer& tokenizer, const ModelConfig& config, int T, int64_t limit) {
@@ -83,11 +87,13 @@ Task read_task(const TaskSpec& spec, const Tokenizer& tokenizer, const ModelConf
         index++;
     });
     if (task.items.empty())
-        throw user_error("%s: none of its %lld examples can be scored: the continuations have no tokens, or more than the "
-                         "context of %d", spec.file.c_str(), static_cast<long long>(task.skipped), T);
+        throw user_error(
+            "%s: none of its %lld examples can be scored: the continuations have no tokens, or more than the "
+            "context of %d",
+            spec.file.c_str(), static_cast<long long>(task.skipped), T);
     if (task.skipped > named)
-        task.notes.push_back(format("%s: %lld more examples skipped", spec.file.c_str(),
-                                    static_cast<long long>(task.skipped - named)));
+        task.notes.push_back(
+            format("%s: %lld more examples skipped", spec.file.c_str(), static_cast<long long>(task.skipped - named)));
     if (task.lengths.size() != task.requests.size()) task.lengths.clear();
     return task;
 }
@@ -166,9 +172,14 @@ ordered_json sample_json(const Scores& s, const Scores::Sample& sample) {
         logs.push_back(number(choice.log));
         greedy.push_back(choice.greedy);
     }
-    ordered_json out = {{"task", s.task},         {"file", s.file},           {"index", sample.index},
-                        {"line", sample.line},    {"gold", sample.gold},      {"loglikelihoods", logs},
-                        {"greedy", greedy},       {"predicted", sample.predicted},
+    ordered_json out = {{"task", s.task},
+                        {"file", s.file},
+                        {"index", sample.index},
+                        {"line", sample.line},
+                        {"gold", sample.gold},
+                        {"loglikelihoods", logs},
+                        {"greedy", greedy},
+                        {"predicted", sample.predicted},
                         {"correct", sample.predicted == sample.gold}};
     if (s.acc_norm) {
         out["predicted_norm"] = sample.predicted_norm;

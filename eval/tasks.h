@@ -18,7 +18,7 @@ struct Task {
     TaskSpec spec;
     TextTokens text;  // ppl
 
-    struct Item {  // an example that can be scored
+    struct Item {             // an example that can be scored
         int64_t index, line;  // in the file, from 0 and from 1
         int gold;
         size_t first, choices;  // its requests

@@ -7,7 +7,8 @@ constexpr int MAX_THREADS = 256;
 __global__ void __launch_bounds__(MAX_THREADS) gather_kernel(floatX* out, const floatX* in, const int* rows, int C) {
     const floatX* from = in + static_cast<int64_t>(rows[blockIdx.x]) * C;
     floatX* to = out + static_cast<int64_t>(blockIdx.x) * C;
-    for (int c = threadIdx.x * PackX::size; c < C; c += blockDim.x * PackX::size) store_pack(to + c, load_pack(from + c));
+    for (int c = threadIdx.x * PackX::size; c < C; c += blockDim.x * PackX::size)
+        store_pack(to + c, load_pack(from + c));
 }
 
 struct Shared {
@@ -56,5 +57,6 @@ void greedy_hits(unsigned char* hits, const floatX* logits, const int* targets, 
                  cudaStream_t stream) {
     CHECK(Vp % PackX::size == 0 && V >= 1 && V <= Vp);
     if (N == 0) return;
-    launch(greedy_kernel, static_cast<unsigned>(N), threads_for(V), sizeof(Shared), stream, hits, logits, targets, V, Vp);
+    launch(greedy_kernel, static_cast<unsigned>(N), threads_for(V), sizeof(Shared), stream, hits, logits, targets, V,
+           Vp);
 }

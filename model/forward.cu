@@ -145,8 +145,8 @@ void head(Model& m, int64_t N, float dloss, bool backward) {
     sum_losses(m.loss_sum, m.losses, N, m.stream);
 }
 
-// Losses and hits of n gathered rows, whose numbers stand in m.rows and targets in m.targets. Their inputs of the head are
-// put where attention's output was, which nobody needs any more.
+// Losses and hits of n gathered rows, whose numbers stand in m.rows and targets in m.targets. What the head reads of them
+// is put where attention's output was, which nobody needs any more.
 void head_of_rows(Model& m, int64_t n) {
     const int C = m.config.channels, V = m.config.vocab, Vp = m.config.padded_vocab();
     floatX* z = m.values[0].attn;

@@ -1,5 +1,5 @@
-// Evaluation against lm-evaluation-harness: tests/golden/eval holds a small model, task files of every form, and what the
-// harness says about them example by example (dev/oracle/eval_vectors.py).
+// Evaluation against lm-evaluation-harness: tests/golden/eval holds a small model, task files of every form, and what
+// the harness says about them example by example (dev/oracle/eval_vectors.py).
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -29,18 +29,18 @@ int context() {
 
 Task golden_task(const json& expected) {
     const std::string labels = expected["labels"];
-    return read_task({expected["task"], golden + "/" + std::string(expected["file"]),
-                      labels.empty() ? "" : golden + "/" + labels},
-                     *small_model().tokenizer, model_config(*small_model().model), context(), 0);
+    return read_task(
+        {expected["task"], golden + "/" + std::string(expected["file"]), labels.empty() ? "" : golden + "/" + labels},
+        *small_model().tokenizer, model_config(*small_model().model), context(), 0);
 }
 
 Scores run(const Task& task, int B = 8) {
     return run_task(*small_model().model, task, *small_model().tokenizer, {B, context()}, nullptr);
 }
 
-// The engine's own rounding: the vectors are float64. fp32: logits of size 20 are right to a few 2^-24 * 20, for each of
-// the up to 96 tokens of a sum; the worst seen is half of this. bf16: logits are stored with
-// 8 bits, 0.06 at size 20, and the stream behind them is no better.
+// The engine's own rounding: the vectors are float64. fp32: logits of size 20 are right to a few 2^-24 * 20, for each
+// of the up to 96 tokens of a sum; the worst seen is half of this. bf16: logits are stored with 8 bits, 0.06 at size
+// 20, and the stream behind them is no better.
 double tolerance(double log_likelihood) {
     return exact ? 2e-5 + 2e-7 * std::fabs(log_likelihood) : 0.5 + 0.03 * std::fabs(log_likelihood);
 }
@@ -96,13 +96,14 @@ TEST_CASE("eval: every task agrees with lm-evaluation-harness, example by exampl
             if (want.contains("correct_norm")) CHECK((got.predicted_norm == got.gold) == want["correct_norm"]);
         }
         if (!exact) continue;
-        const json& want = expected["scores"], fields = scores_json(scores);
+        const json &want = expected["scores"], fields = scores_json(scores);
         CHECK(fields["acc"].get<double>() == Approx(want["acc"].get<double>()).epsilon(1e-12));
         CHECK(fields["acc_stderr"].get<double>() == Approx(want["acc_stderr"].get<double>()).epsilon(1e-12));
         CHECK(fields.contains("acc_norm") == fields.contains("acc_norm_stderr"));
         if (want.contains("acc_norm")) {
             CHECK(fields["acc_norm"].get<double>() == Approx(want["acc_norm"].get<double>()).epsilon(1e-12));
-            CHECK(fields["acc_norm_stderr"].get<double>() == Approx(want["acc_norm_stderr"].get<double>()).epsilon(1e-12));
+            CHECK(fields["acc_norm_stderr"].get<double>() ==
+                  Approx(want["acc_norm_stderr"].get<double>()).epsilon(1e-12));
         }
         CHECK(fields.contains("ppl") == want.contains("perplexity"));
         if (want.contains("perplexity"))
@@ -185,14 +186,16 @@ TEST_CASE("eval: text as Python sees it", "[eval]") {
                                                                        {"ñANDÚ", "Ñandú"},
                                                                        {"東京 ABC", "東京 abc"}})
         CHECK(capitalize(text) == want);
-    CHECK(hellaswag_text("  [header] How to [title] do it. [step] Now  or   never. ") == " How to. do it. Now or  never.");
+    CHECK(hellaswag_text("  [header] How to [title] do it. [step] Now  or   never. ") ==
+          " How to. do it. Now or  never.");
     CHECK(hellaswag_text("a [b\nc] d [e] f") == "a [b\nc] d f");
     CHECK(hellaswag_text("no [open") == "no [open");
     CHECK(hellaswag_text("[x]") == "");
 }
 
 TEST_CASE("eval: bad files are refused with file and line", "[eval]") {
-    const std::string arc = R"({"question":{"stem":"q","choices":[{"text":"a","label":"A"},{"text":"b","label":"B"}]},)";
+    const std::string arc =
+        R"({"question":{"stem":"q","choices":[{"text":"a","label":"A"},{"text":"b","label":"B"}]},)";
     const std::string wino = R"({"sentence":"a _ b","option1":"x","option2":"y")";
     const std::string hella = R"({"ctx_a":"a","ctx_b":"b","activity_label":"c","endings":["d","e"])";
     struct Case {
@@ -221,8 +224,8 @@ TEST_CASE("eval: bad files are refused with file and line", "[eval]") {
         {"piqa", "{\"goal\":\"a\",\"sol1\":\"b\"}", "0", "f:1: there is no \"sol2\""},
         {"piqa", "{\"goal\":\"a\",\"sol1\":\"b\",\"sol2\":\"c\"}", "2", "l:1: its label \"label\" is 2"},
         {"piqa", "{\"goal\":\"a\",\"sol1\":\"b\",\"sol2\":\"c\"}", "0\n1\n", "l has 2 labels, "},
-        {"piqa", "{\"goal\":\"a\",\"sol1\":\"b\",\"sol2\":\"c\"}\n{\"goal\":\"a\",\"sol1\":\"b\",\"sol2\":\"c\"}", "0\n",
-         "f:2: "},
+        {"piqa", "{\"goal\":\"a\",\"sol1\":\"b\",\"sol2\":\"c\"}\n{\"goal\":\"a\",\"sol1\":\"b\",\"sol2\":\"c\"}",
+         "0\n", "f:2: "},
         {"piqa", "{\"goal\":\"a\",\"sol1\":\"b\",\"sol2\":\"c\"}", "\n0\n", "l:1: its label \"label\" is empty"},
         {"arc", arc + "\"answerKey\":\"C\"}", "", "f:1: its \"answerKey\" C is none of the choices' labels"},
         {"arc", arc + "\"answerKey\":\"\"}", "", "f:1: its \"answerKey\" is empty"},
@@ -234,10 +237,12 @@ TEST_CASE("eval: bad files are refused with file and line", "[eval]") {
         {"winogrande", wino + ",\"answer\":\"\"}", "", "winogrande=FILE,LABELS"},
         {"winogrande", wino + ",\"answer\":\"3\"}", "", "f:1: its label \"answer\" is 3, it must lie between 1 and 2"},
         {"winogrande", wino + "}", "0\n", "l:1: its label \"label\" is 0, it must lie between 1 and 2"},
-        {"winogrande", "{\"sentence\":\"a\",\"option1\":\"x\",\"option2\":\"y\",\"answer\":\"1\"}", "", "f:1: its \"sentence\""},
+        {"winogrande", "{\"sentence\":\"a\",\"option1\":\"x\",\"option2\":\"y\",\"answer\":\"1\"}", "",
+         "f:1: its \"sentence\""},
         {"winogrande", "{\"context_options\":[\"a\",\"b\"],\"continuation\":\"c\"}", "", "f:1: there is no \"gold\""},
         {"choice", "{\"context\":\"a\",\"choices\":[\"b\",\"c\"]}", "", "f:1: there is no \"gold\""},
-        {"choice", "{\"context\":\"a\",\"choices\":[\"b\",\"c\"],\"gold\":\"0\"}", "", "f:1: \"gold\" is no whole number"},
+        {"choice", "{\"context\":\"a\",\"choices\":[\"b\",\"c\"],\"gold\":\"0\"}", "",
+         "f:1: \"gold\" is no whole number"},
         {"choice", "{\"context\":\"a\",\"choices\":[\"b\",\"c\"],\"gold\":-1}", "", "f:1: its label \"gold\" is -1"},
         {"choice", "{\"context\":\"a\",\"choices\":[\"b\"],\"gold\":0}", "", "f:1: there must be two choices"},
         {"choice", "{\"context\":\"a\",\"choices\":[\"b\",3],\"gold\":0}", "", "f:1: \"choices\" is no list of texts"},
@@ -264,7 +269,8 @@ TEST_CASE("eval: bad files are refused with file and line", "[eval]") {
     put_bytes(temp / "a,b", "");
     CHECK(parse_task("--task", "piqa=" + (temp / "a,b")).labels.empty());
     CHECK(user_error_of([&] { check_tokenizer(MergingTokenizer(), model_config(*small_model().model), "dir"); }) ==
-          "dir: its tokenizer 'merging' has 258 tokens, the model's vocabulary is of 256; it is not the tokenizer of this "
+          "dir: its tokenizer 'merging' has 258 tokens, the model's vocabulary is of 256; it is not the tokenizer of "
+          "this "
           "model");
 }
 
@@ -321,7 +327,8 @@ TEST_CASE("eval: perplexity of text, JSON lines and shards, in windows and whole
     // Each sum again, token by token from log-likelihoods, which the vectors above vouch for.
     Model& model = *small_model().model;
     const int n = static_cast<int>(text.tokens.size());
-    auto loss = [&](int from, int first, int last) {  // of tokens [first, last) behind those from `from` on; -1: end of text
+    auto loss = [&](int from, int first,
+                    int last) {  // of tokens [first, last) behind those from `from` on; -1: end of text
         Request request;
         for (int i = from; i < last; i++)
             request.tokens.push_back(i < 0 ? tokenizer.eot() : text.tokens[static_cast<size_t>(i)]);
@@ -355,8 +362,7 @@ TEST_CASE("eval: perplexity of text, JSON lines and shards, in windows and whole
     TextTokens even = text;  // the target of the last input is wanting
     even.tokens.resize(2 * T);
     CHECK(perplexity(model, even, tokenizer, {1, T, 0, true}, nullptr).tokens == T);
-    const std::string message =
-        user_error_of([&] { perplexity(model, text, tokenizer, {1, 90, 0, true}, nullptr); });
+    const std::string message = user_error_of([&] { perplexity(model, text, tokenizer, {1, 90, 0, true}, nullptr); });
     CHECK(message.find("fill no chunk of 90") != std::string::npos);
 }
 
@@ -378,13 +384,15 @@ TEST_CASE("eval: the publishers' files hold what their description says", "[eval
         INFO(f.file);
         std::map<int, int> gold;
         size_t count = 0;
-        read_examples({f.task, folder + f.file, f.labels.empty() ? "" : folder + f.labels}, [&](const Example& example) {
-            gold[example.gold]++;
-            count++;
-        });
+        read_examples({f.task, folder + f.file, f.labels.empty() ? "" : folder + f.labels},
+                      [&](const Example& example) {
+                          gold[example.gold]++;
+                          count++;
+                      });
         CHECK(count == f.count);
         for (size_t i = 0; i < f.gold.size(); i++) CHECK(gold[static_cast<int>(i)] == f.gold[i]);
     }
-    CHECK(user_error_of([&] { read_examples({"hellaswag", folder + "hellaswag_val_full.txt.xz", ""}, [](const Example&) {}); })
-              .find("xz -dc") != std::string::npos);
+    CHECK(user_error_of([&] {
+              read_examples({"hellaswag", folder + "hellaswag_val_full.txt.xz", ""}, [](const Example&) {});
+          }).find("xz -dc") != std::string::npos);
 }

@@ -4,8 +4,9 @@
 
 using nlohmann::json;
 
-#define NEEDS_PROGRAMS() \
-    if (!have_program("train_gpt2") || !have_program("eval_gpt2")) SKIP_TEST("eval programs: RESIDUAL_BUILD names no build")
+#define NEEDS_PROGRAMS()                                           \
+    if (!have_program("train_gpt2") || !have_program("eval_gpt2")) \
+    SKIP_TEST("eval programs: RESIDUAL_BUILD names no build")
 
 namespace {
 
@@ -31,7 +32,8 @@ TEST_CASE("eval_gpt2 scores tasks, writes scores and samples", "[eval]") {
     const ProgramResult result =
         evaluate({"--task", "lambada=" + golden + "lambada.jsonl", "--task", "arc=" + golden + "arc.jsonl", "--task",
                   "winogrande=" + golden + "winogrande_unlabelled.jsonl," + golden + "winogrande-labels.lst", "--task",
-                  "ppl=" + golden + "hellaswag.txt", "--whole-chunks", "--json", temp / "scores", "--samples", temp / "samples"});
+                  "ppl=" + golden + "hellaswag.txt", "--whole-chunks", "--json", temp / "scores", "--samples",
+                  temp / "samples"});
     INFO(result.err);
     REQUIRE(result.status == 0);
     CHECK(result.err.empty());
@@ -63,8 +65,9 @@ TEST_CASE("eval_gpt2 scores tasks, writes scores and samples", "[eval]") {
     CHECK(right == std::lround(5 * scores[1]["acc"].get<double>()));
 
     // Examples at the front alone, and the same ones.
-    REQUIRE(evaluate({"--task", "arc=" + golden + "arc.jsonl", "--limit", "2", "--batch", "1", "--samples", temp / "two",
-                      "--json", temp / "scores"}).status == 0);
+    REQUIRE(evaluate({"--task", "arc=" + golden + "arc.jsonl", "--limit", "2", "--batch", "1", "--samples",
+                      temp / "two", "--json", temp / "scores"})
+                .status == 0);
     CHECK(json::parse(read_text(temp / "scores"))[0]["n"] == 2);
     CHECK(count_lines(read_text(temp / "two")) == 2);
     const json first = json::parse(read_text(temp / "two").substr(0, read_text(temp / "two").find('\n')));
@@ -109,10 +112,16 @@ TEST_CASE("train_gpt2 --eval: the same tasks, the same scores for any number of 
     const std::string prefix = temp / "tiny";
     write_tiny_data(prefix);
     const std::vector<std::string> options = {
-        "--context", "96", "--steps", "2", "--lr", "0", "--total-batch", "1152", "--batch", "3",
-        "--eval", "lambada=" + golden + "lambada.jsonl", "--eval", "hellaswag=" + golden + "hellaswag.jsonl",
-        "--eval", "piqa=" + golden + "piqa.jsonl," + golden + "piqa-labels.lst", "--eval", "ppl=" + golden + "hellaswag.txt",
-        "--eval-every", "1"};
+        "--context",     "96",
+        "--steps",       "2",
+        "--lr",          "0",
+        "--total-batch", "1152",
+        "--batch",       "3",
+        "--eval",        "lambada=" + golden + "lambada.jsonl",
+        "--eval",        "hellaswag=" + golden + "hellaswag.jsonl",
+        "--eval",        "piqa=" + golden + "piqa.jsonl," + golden + "piqa-labels.lst",
+        "--eval",        "ppl=" + golden + "hellaswag.txt",
+        "--eval-every",  "1"};
     std::vector<std::vector<json>> events;
     for (int ranks : {1, 2, 3}) {
         const std::string out = temp / std::to_string(ranks);
@@ -134,8 +143,10 @@ TEST_CASE("train_gpt2 --eval: the same tasks, the same scores for any number of 
     CHECK(events[0] == events[2]);
 
     // The context is the run's, so eval_gpt2 says the same of the checkpoint, but for the shapes of its batches.
-    REQUIRE(run_program("eval_gpt2", {"--model", temp / "1", "--batch", "3", "--task", "hellaswag=" + golden + "hellaswag.jsonl",
-                                      "--task", "ppl=" + golden + "hellaswag.txt", "--json", temp / "scores"}).status == 0);
+    REQUIRE(run_program("eval_gpt2",
+                        {"--model", temp / "1", "--batch", "3", "--task", "hellaswag=" + golden + "hellaswag.jsonl",
+                         "--task", "ppl=" + golden + "hellaswag.txt", "--json", temp / "scores"})
+                .status == 0);
     const json scores = json::parse(read_text(temp / "scores"));
     CHECK(scores[0]["acc_norm"] == events[0][5]["acc_norm"]);
     CHECK(scores[1]["ppl"].get<double>() ==

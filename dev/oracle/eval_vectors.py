@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What lm-evaluation-harness says, example by example: the vectors of tests/golden/eval, and comparisons with eval_gpt2.
+"""What lm-evaluation-harness says, example by example: vectors of tests/golden/eval, comparisons with eval_gpt2.
 
     python3 dev/oracle/eval_vectors.py                 write tests/golden/eval/expected.json
     python3 dev/oracle/eval_vectors.py --check         compute it again and compare
@@ -137,7 +137,8 @@ def harness_model(folder):
         config = transformers.GPT2Config(**{k: v for k, v in json.load(file).items() if k != "model_type"})
     config._attn_implementation = "eager"
     model = transformers.GPT2LMHeadModel(config).double().eval()
-    state = {k: torch.from_numpy(v.copy()) for k, v in read_safetensors(os.path.join(folder, "model.safetensors")).items()}
+    tensors = read_safetensors(os.path.join(folder, "model.safetensors"))
+    state = {name: torch.from_numpy(values.copy()) for name, values in tensors.items()}
     missing, unknown = model.transformer.load_state_dict(state, strict=False)
     if unknown or [name for name in missing if not name.endswith((".attn.bias", ".attn.masked_bias"))]:
         raise SystemExit(f"{folder}: tensors missing {missing}, unknown {unknown}")
@@ -151,10 +152,9 @@ def harness_model(folder):
 def write_weights():
     """Trains a little, so that some words are guessed and choices differ."""
     torch.manual_seed(1)
-    model = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(**{k: v for k, v in CONFIG.items() if k != "model_type"}, resid_pdrop=0.0, embd_pdrop=0.0,
-                                attn_pdrop=0.0)  # fmt: skip
-    )
+    config = {k: v for k, v in CONFIG.items() if k != "model_type"}
+    config |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**config))
     with open(os.path.join(ROOT, "lambada.jsonl"), encoding="utf-8") as file:
         text = b"\0".join(json.loads(line)["text"].encode() for line in file)
     with open(os.path.join(ROOT, "hellaswag.txt"), "rb") as file:
@@ -169,8 +169,9 @@ def write_weights():
         loss.backward()
         optimizer.step()
     print(f"loss {loss.item():.3f}")
-    state = {k: v.numpy() for k, v in model.transformer.state_dict().items() if not k.endswith((".attn.bias", "masked_bias"))}
-    write_safetensors(os.path.join(ROOT, "model.safetensors"), state)
+    state = model.transformer.state_dict()
+    tensors = {k: v.numpy() for k, v in state.items() if not k.endswith((".attn.bias", ".attn.masked_bias"))}
+    write_safetensors(os.path.join(ROOT, "model.safetensors"), tensors)
     write_json(os.path.join(ROOT, "config.json"), CONFIG)
 
 
@@ -242,8 +243,10 @@ def compare(folder, samples_path, tasks, limit):
             worst = max(worst, np.abs(np.subtract(own["loglikelihoods"], sample["loglikelihoods"])).max())
             if any(own[key] != sample[key] for key in sample if key != "loglikelihoods"):
                 flips.append(sample["index"])
-        print(f"{name}: {theirs['n']} examples, {theirs['skipped']} skipped, {len(flips)} decided otherwise {flips[:10]}, "
-              f"log-likelihoods within {worst:.2e}; harness {theirs['scores']}")  # fmt: skip
+        print(
+            f"{name}: {theirs['n']} examples, {theirs['skipped']} skipped, {len(flips)} decided otherwise {flips[:10]}, "
+            f"log-likelihoods within {worst:.2e}; harness {theirs['scores']}"
+        )
         failed = failed or bool(flips)
     return failed
 
