@@ -40,32 +40,49 @@ def read_shard(path):
 
 
 class ShardSeries:
-    """Fills PREFIX_train_%06d.bin and PREFIX_val_%06d.bin, one after the other.
+    """Fills PREFIX_000000.bin, PREFIX_000001.bin, ...; a document may go on in the next one.
 
-    The first `val_shards` shards are for validation, all later ones for training. A document may go on in the next
-    shard, as in llm.c's files.
+    Shards of an earlier run are replaced, and removed where this run has fewer.
     """
 
-    def __init__(self, prefix, vocab, shard_tokens, val_shards=1):
-        self.prefix, self.vocab, self.shard_tokens, self.val_shards = prefix, vocab, shard_tokens, val_shards
+    def __init__(self, prefix, vocab, shard_tokens):
+        self.prefix, self.vocab, self.shard_tokens = prefix, vocab, shard_tokens
         self.pending = array.array("I")
         self.paths = []
+        self.tokens = 0
 
     def add(self, tokens):
+        self.tokens += len(tokens)
         self.pending.extend(tokens)
         while len(self.pending) >= self.shard_tokens:
             self._write(self.pending[: self.shard_tokens])
             self.pending = self.pending[self.shard_tokens :]
 
+    def take_tail(self, count):
+        """Removes the last `count` tokens and returns them."""
+        while len(self.pending) < count:
+            path = self.paths.pop()
+            self.pending = array.array("I", read_shard(path)) + self.pending
+            os.remove(path)
+        keep = len(self.pending) - count
+        tail = self.pending[keep:]
+        self.pending = self.pending[:keep]
+        self.tokens -= count
+        return tail
+
     def finish(self):
         if self.pending:
             self._write(self.pending)
             self.pending = array.array("I")
+        number = len(self.paths)
+        while self.paths and os.path.exists(self._path(number)):
+            os.remove(self._path(number))
+            number += 1
+
+    def _path(self, number):
+        return f"{self.prefix}_{number:06d}.bin"
 
     def _write(self, tokens):
-        i = len(self.paths)
-        name = f"val_{i:06d}" if i < self.val_shards else f"train_{i - self.val_shards:06d}"
-        path = f"{self.prefix}_{name}.bin"
+        path = self._path(len(self.paths))
         write_shard(path, tokens, self.vocab)
         self.paths.append(path)
-        print(f"{path}: {len(tokens):,} tokens", flush=True)

@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import io
+import json
 import os
 import py_compile
 import struct
@@ -15,7 +16,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 
 import austen
-import fineweb
+import hf_shards
+import hub
 import shards
 
 
@@ -175,28 +177,135 @@ def test_shards():
         assert os.listdir(folder) == ["a.bin"]
 
 
-def test_fineweb_series():
+def series_of(prefix):
+    paths = sorted(path for path in os.listdir(os.path.dirname(prefix)) if path.startswith(os.path.basename(prefix)))
+    return [list(shards.read_shard(os.path.join(os.path.dirname(prefix), path))) for path in paths]
+
+
+def test_shard_series():
     with tempfile.TemporaryDirectory() as folder:
-        documents = [[fineweb.EOT] + list(range(n)) for n in (3, 0, 11, 5, 30)]
-        whole = [token for document in documents for token in document]
-        for most in (1, 10, 20, 34, len(whole), 1000):
-            prefix = os.path.join(folder, f"fw{most}")
-            series = shards.ShardSeries(prefix, fineweb.VOCAB, 10)
-            with contextlib.redirect_stdout(io.StringIO()):
-                count, tokens = fineweb.write_documents(iter(documents), series, most)
-            assert tokens == min(most, len(whole))
-            assert count == (5 if most >= 24 else {1: 1, 10: 3, 20: 4}[most])
-            names = [os.path.basename(path) for path in series.paths]
-            train = [f"fw{most}_train_{i:06d}.bin" for i in range(len(names) - 1)]
-            assert names == [f"fw{most}_val_000000.bin"] + train
-            read = [shards.read_shard(path) for path in series.paths]
-            assert all(len(tokens) == 10 for tokens in read[:-1])
-            assert [token for tokens in read for token in tokens] == whole[:most]
+        prefix = os.path.join(folder, "x_train")
+        whole = list(range(95))
+        for most, tail in ((10, 0), (10, 3), (10, 5), (10, 47), (100, 20), (95, 95)):
+            series = shards.ShardSeries(prefix, 256, most)
+            for at in range(0, 95, 7):
+                series.add(whole[at : at + 7])
+            assert list(series.take_tail(tail)) == whole[95 - tail :]
+            assert series.tokens == 95 - tail
+            series.finish()
+            if tail == 95:
+                continue  # nothing was written, so nothing of the earlier run is removed
+            read = series_of(prefix)
+            assert [token for tokens in read for token in tokens] == whole[: 95 - tail]
+            assert all(len(tokens) == most for tokens in read[:-1])
+
+
+def test_hub():
+    out = io.StringIO()
+    rows = [{"text": "one\n\u00e9", "id": 1}, {"text": ""}, {"text": "three"}]
+    assert hub.write_documents(iter(rows), "text", None, out) == 3
+    assert [json.loads(line)["text"] for line in out.getvalue().splitlines()] == ["one\n\u00e9", "", "three"]
+    assert hub.write_documents(iter(rows), "text", 2, io.StringIO()) == 2
+    try:
+        hub.write_documents(iter(rows), "body", None, out)
+        raise AssertionError("a row without the field was written")
+    except ValueError as error:
+        assert "row 1" in str(error) and "text, id" in str(error)
+
+
+def test_hf_documents():
+    def text(data, separator="--"):
+        return list(hf_shards.text_documents(io.BytesIO(data), separator))
+
+    assert text(b"one\n--\ntwo\n") == [(b"one", "document"), (b"two\n", "input")]
+    assert text(b"one\n--") == [(b"one", "document"), (b"", "input")]
+    assert text(b"--\n--\n\n") == [(b"", "document"), (b"", "document"), (b"\n", "input")]
+    assert text(b"one\n\n--\n\ntwo") == [(b"one\n", "document"), (b"\ntwo", "input")]
+    assert text(b"a\n\nb\n", "") == [(b"a", "document"), (b"b\n", "input")]
+    assert text(b"a--\n-- \n--\r\n") == [(b"a--\n-- \n--\r\n", "input")]
+
+    lines = b'{"text": "one"}\n\nbad\n[1]\n{"text": 1}\n{"body": ""}\n{"text": "\\u00e9"}'
+    skipped = []
+    found = list(hf_shards.json_documents(io.BytesIO(lines), "a.jsonl", "text", skipped))
+    assert found == [(b"one", "document"), (b"\xc3\xa9", "document")]
+    assert [line.split(": ")[0] for line in skipped] == [f"a.jsonl:{n}" for n in (3, 4, 5, 6)]
+    try:
+        list(hf_shards.json_documents(io.BytesIO(lines), "a.jsonl", "text", None))
+        raise AssertionError("a bad line passed")
+    except hf_shards.InputError as error:
+        assert str(error).startswith("a.jsonl:3: is no JSON; ")
+
+
+def test_hf_split():
+    """The rules of build/tokenize: whole documents near the fraction, or the tail of the text."""
+    with tempfile.TemporaryDirectory() as folder:
+        cases = ([50] * 40, 0.1), ([30, 90, 60] * 9, 0.5), ([500], 0.2), ([10, 20], 0.0), ([5, 6], 1.0)
+        for case, (lengths, fraction) in enumerate(cases):
+            prefix = os.path.join(folder, str(case))
+            series = [shards.ShardSeries(f"{prefix}_{split}", 256, 64) for split in ("train", "val")]
+            splitter = hf_shards.Splitter(*series, 0, fraction)
+            for i, length in enumerate(lengths):
+                splitter.add([i + 1] * length, "input" if i == len(lengths) - 1 else "document", True)
+            splitter.finish()
+            train, val = ([t for shard in series_of(one.prefix) for t in shard] for one in series)
+            total = sum(lengths) + len(lengths) - 1  # after the last document none is added
+            assert len(train) + len(val) == total and splitter.documents == len(lengths)
+            assert abs(len(val) - fraction * total) <= (0.5 if len(lengths) == 1 else max(lengths))
+            if len(lengths) > 1:
+                assert not set(train) & set(val) - {0}
+
+
+def test_hf_table():
+    byte_level = {"model": {"vocab": {"\u0120the": 1, "a": 0, "\u00c3\u00a9": 2}}, "decoder": {"type": "ByteLevel"},
+                  "added_tokens": [{"id": 4, "content": "</s>"}]}
+    assert hf_shards.token_table(byte_level) == [b"a", b" the", b"\xc3\xa9", b"", b"</s>"]
+    pieces = {"model": {"vocab": [["<unk>", 0.0], ["\u2581the", -1.0], ["\u00e9", -2.0], ["<0xC3>", -3.0]]},
+              "decoder": {"type": "Sequence", "decoders": [{"type": "Replace"}, {"type": "ByteFallback"}]}}
+    table = hf_shards.token_table(pieces)
+    assert table == [b"<unk>", b" the", b"\xc3\xa9", b"\xc3"]
+    word_pieces = {"model": {"vocab": {"the": 0, "##re": 1}}, "decoder": {"type": "WordPiece", "prefix": "##"}}
+    assert hf_shards.token_table(word_pieces) == [b" the", b"re"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "t_tokenizer.json")
+        hf_shards.write_table(path, "t5", table, 0, "--")
+        with open(path, encoding="utf-8") as f:
+            content = json.load(f)
+        assert content["tokens"] == ["<unk>", " the", "\u00c3\u00a9", "\u00c3"] and content["kind"] == "table"
+        assert (content["name"], content["vocab_size"], content["eot_token"]) == ("t5", 4, 0)
+        assert content["separator"] == "--"
+        assert hf_shards.end_token(folder, "<unk>", table) == 0
+        with open(os.path.join(folder, "tokenizer_config.json"), "w") as f:
+            json.dump({"eos_token": {"content": " the"}}, f)
+        assert hf_shards.end_token(folder, None, table) == 1
+
+
+def test_hf_shards():
+    try:
+        import tokenizers
+    except ImportError:
+        return "tokenizers is missing"
+    with tempfile.TemporaryDirectory() as folder:
+        model = tokenizers.models.BPE(vocab={"a": 0, "b": 1, "ab": 2, "</s>": 3}, merges=[("a", "b")])
+        tokenizers.Tokenizer(model).save(os.path.join(folder, "tokenizer.json"))
+        with open(os.path.join(folder, "in.jsonl"), "w") as f:
+            f.write('{"text": "aab"}\nbad\n{"text": "b"}\n')
+        out = os.path.join(folder, "new/x")
+        script = [sys.executable, os.path.join(HERE, "hf_shards.py"), os.path.join(folder, "in.jsonl"),
+                  "--tokenizer", folder, "--out", out, "--eot", "</s>", "--val-fraction", "0"]
+        ran = subprocess.run(script, capture_output=True, text=True)
+        assert ran.returncode == 1 and ran.stderr.count("\n") == 1 and "in.jsonl:2: is no JSON" in ran.stderr
+        ran = subprocess.run(script + ["--skip-bad"], capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        assert "2 documents" in ran.stdout and "1 lines were skipped" in ran.stdout
+        assert series_of(out + "_train") == [[0, 2, 3, 1, 3]]
+    return None
 
 
 if __name__ == "__main__":
     tests = [(name, test) for name, test in sorted(globals().items()) if name.startswith("test_")]
+    skipped = 0
     for name, test in tests:
-        test()
-        print(f"{name}: passed")
-    print(f"{len(tests)} passed, 0 failed, 0 skipped")
+        why = test()
+        skipped += why is not None
+        print(f"{name}: {'passed' if why is None else f'skipped: {why}'}")
+    print(f"{len(tests) - skipped} passed, 0 failed, {skipped} skipped")
