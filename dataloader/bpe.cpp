@@ -79,7 +79,7 @@ class PieceCache {
     }
 
   private:
-    static constexpr int bits = 15;
+    static constexpr int bits = 16;
     // The first and last bytes of a range overlap where its length is no power of two: nothing beyond it is read.
     static uint64_t hash(std::string_view piece) {
         constexpr uint64_t factor = 0x9E3779B97F4A7C15;

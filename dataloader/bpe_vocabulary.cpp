@@ -30,7 +30,7 @@ struct ByteOfCharacter {
 // The file of either name; "" when neither is there.
 std::string file_of(const std::string& folder, const char* name, const char* other) {
     for (const char* each : {name, other}) {
-        const std::string path = join_path(folder, each);
+        std::string path = join_path(folder, each);
         if (file_exists(path)) return path;
     }
     return "";
