@@ -46,7 +46,7 @@ double tolerance(double log_likelihood) {
 }
 
 json golden_cases() {
-    return json::parse(read_text(golden + "/expected.json"));
+    return json::parse(read_text(golden + "/harness.json"));
 }
 
 // Bytes and one merge: ":-" is one token.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What lm-evaluation-harness says, example by example: vectors of tests/golden/eval, comparisons with eval_gpt2.
 
-    python3 dev/oracle/eval_vectors.py                 write tests/golden/eval/expected.json
+    python3 dev/oracle/eval_vectors.py                 write tests/golden/eval/harness.json
     python3 dev/oracle/eval_vectors.py --check         compute it again and compare
     python3 dev/oracle/eval_vectors.py --weights       train and write the small model of that folder, then as above
     python3 dev/oracle/eval_vectors.py --compare MODEL SAMPLES [--limit N] TASK=FILE[,LABELS] ...
@@ -265,7 +265,7 @@ def main():
         return compare(*args.compare, args.tasks, args.limit)
     if args.weights:
         write_weights()
-    path = os.path.join(ROOT, "expected.json")
+    path = os.path.join(ROOT, "harness.json")
     expected = golden()
     if args.check:
         with open(path) as file:
