@@ -177,22 +177,6 @@ static void compare_settings(Run& run) {
             static_cast<long long>(tokens), static_cast<long long>(run.state.train_tokens));
 }
 
-// Tokens of different tokenizers do not mix. What has no tokenizer file beside it is taken on trust.
-static void compare_tokenizers(const Run& run) {
-    std::vector<Corpus> corpora = run.train.corpora;
-    corpora.insert(corpora.end(), run.val.corpora.begin(), run.val.corpora.end());
-    for (const Corpus& corpus : corpora) {
-        const std::string file = tokenizer_beside(corpus.shards[0].path);
-        if (file.empty() || !run.tokenizer) continue;
-        const TokenizerPtr other = tokenizer_load(file);
-        if (other->kind() != run.tokenizer->kind() || other->vocab_size() != run.tokenizer->vocab_size())
-            throw user_error("%s: was made by the tokenizer %s (%d tokens), %s by %s (%d); use shards of one tokenizer",
-                             corpus.pattern.c_str(), other->kind().c_str(), other->vocab_size(),
-                             run.train.corpora[0].pattern.c_str(), run.tokenizer->kind().c_str(),
-                             run.tokenizer->vocab_size());
-    }
-}
-
 // Opens the shards, the tokenizer beside them and the files of the evaluation tasks.
 static void open_data(Run& run) {
     const TrainOptions& o = run.options;
@@ -224,7 +208,9 @@ static void open_data(Run& run) {
     const std::string& first_shard = run.train.corpora[0].shards[0].path;
     run.tokenizer_file = tokenizer_beside(first_shard);
     if (!run.tokenizer_file.empty()) run.tokenizer = tokenizer_load(run.tokenizer_file);
-    compare_tokenizers(run);
+    for (const Loader* loader : {&run.train, &run.val})  // tokens of different tokenizers do not mix
+        for (const Corpus& corpus : loader->corpora)
+            if (run.tokenizer) check_shard_tokenizer(corpus.shards[0].path, *run.tokenizer);
     if (!run.tokenizer && (o.sample_every > 0 || !o.eval.empty()))
         throw user_error("%s needs the tokenizer of the shards, PREFIX_tokenizer.json beside %s",
                          o.sample_every > 0 ? "--sample-every" : "--eval", first_shard.c_str());

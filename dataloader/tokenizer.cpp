@@ -176,6 +176,23 @@ std::string tokenizer_beside(const std::string& shard_path) {
     return "";
 }
 
+void check_shard_tokenizer(const std::string& shard_path, const Tokenizer& tokenizer) {
+    const std::string file = tokenizer_beside(shard_path);
+    if (file.empty()) return;
+    const TokenizerPtr other = tokenizer_load(file);
+    bool same = other->kind() == tokenizer.kind() && other->vocab_size() == tokenizer.vocab_size();
+    for (int token = 0; same && token < tokenizer.vocab_size(); token++) {
+        std::string a, b;
+        tokenizer.decode(token, a);
+        other->decode(token, b);
+        same = a == b;
+    }
+    if (!same)
+        throw user_error("%s: is of the tokenizer '%s' (%d tokens), not of the same '%s' (%d) as the rest; see %s",
+                         shard_path.c_str(), other->kind().c_str(), other->vocab_size(), tokenizer.kind().c_str(),
+                         tokenizer.vocab_size(), file.c_str());
+}
+
 TokenizerPtr tokenizer_in(const std::string& folder) {
     for (const std::string& name : list_folder(folder)) {
         if (!name.ends_with("tokenizer.json")) continue;

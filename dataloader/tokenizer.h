@@ -22,8 +22,7 @@ struct Tokenizer {
     virtual std::string kind() const = 0;
     virtual int vocab_size() const = 0;
     virtual int eot() const = 0;  // the token that ends a text
-    // Appends the tokens of a whole text. Any number of threads may do so at once. Separator lines mean nothing here,
-    // and
+    // Appends the tokens of a whole text. Any number of threads may do so at once. Separator lines mean nothing here, and
     // `<|endoftext|>` is text like any other: see dataloader/prepare.h. UserError when this tokenizer cannot.
     virtual void encode(std::string_view text, std::vector<int>& tokens) const = 0;
     // A part of a text of more than `whole_text` bytes, cut where cut() says so.
@@ -57,6 +56,8 @@ void tokenizer_save(const Tokenizer& tokenizer, const std::string& path);
 
 // The tokenizer file that belongs to a shard: PREFIX_tokenizer.json for PREFIX_train_000000.bin; "" when there is none.
 std::string tokenizer_beside(const std::string& shard_path);
+// UserError when the file beside a shard is of another tokenizer. A shard without one is taken on trust.
+void check_shard_tokenizer(const std::string& shard_path, const Tokenizer& tokenizer);
 // The tokenizer of a model's folder: its *tokenizer.json that is ours, or else the files of a Hugging Face GPT-2
 // folder. Null when there is none. (Hugging Face's own tokenizer.json has another format and is passed over.)
 TokenizerPtr tokenizer_in(const std::string& folder);

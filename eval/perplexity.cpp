@@ -112,6 +112,7 @@ TextTokens read_text_tokens(const std::string& path, const Tokenizer& tokenizer,
     TextTokens out;
     out.path = path;
     if (file_exists(path) && is_shard(path)) {
+        check_shard_tokenizer(path, tokenizer);
         const Shard shard = shards_open(path, vocab).at(0);
         for (int64_t i = 0; i < shard.num_tokens; i++) out.tokens.push_back(shard.token(i));
         const Counter counter = count_tokens(out.tokens, 0, out.tokens.size(), tokenizer);

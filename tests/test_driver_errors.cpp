@@ -52,6 +52,13 @@ TEST_CASE("train_gpt2 refuses bad input in one line", "[errors]") {
     check_refused(train({"--vocab", "50"}), "vocabulary");
     check_refused(train({"--mix", temp.path + "/absent_*.bin=0.2"}), "absent_");
     check_refused(train({"--hold-out", "0.001"}), "--hold-out 0.001");
+    const std::string table = temp.path + "/other";  // another tokenizer, though its tokens fit into the vocabulary
+    fs::copy_file(shard, table + "_train_000000.bin");
+    write_bytes(table + "_tokenizer.json",
+                R"({"kind":"table","name":"two","vocab_size":2,"eot_token":0,"tokens":["a","b"]})");
+    check_refused(train({"--mix", table + "_train_*.bin=0.5"}), "'table' (2 tokens)");
+    check_refused(train({"--val", table + "_train_*.bin"}), "'table' (2 tokens)");
+    check_refused(train({"--eval", "ppl=" + table + "_train_000000.bin"}), "'table' (2 tokens)");
     check_refused(train({"--batch", "400"}), "tiny_train_");
     check_refused(train({"--total-batch", "100"}), "nearest: 64 or 128");
     check_refused(train({"--total-batch", "60"}), "nearest: 64");
