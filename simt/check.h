@@ -1,6 +1,8 @@
 // The checking mode's view of memory, for its hooks. See check.cpp.
 #pragma once
 
+#include <vector>
+
 #include "simt.h"
 
 namespace simt {
@@ -17,5 +19,18 @@ extern CheckArena arena;
 void check_read(const void* p, size_t bytes, const void* pc);
 void check_write(const void* p, size_t bytes, const void* pc);
 void check_atomic(const void* p, size_t bytes, bool reads, const void* pc);
+
+// For each thread, up to which of its accesses (Checker::lane_epoch) are over.
+using Clock = std::vector<uint32_t>;
+void check_release(Clock& clock);        // those of the running lane, and what it is ordered after
+void check_acquire(const Clock& clock);  // the running lane is ordered after all of it
+void check_proxy_fence();                // the running lane calls fence_proxy_async
+
+// A load into shared memory begins: gives what check_load_arrived wants as `when`; `thread` issued it. Whoever acquires
+// `clock` may read what came.
+uint32_t check_load_issued(size_t offset, size_t bytes, const void* pc);
+void check_load_arrived(size_t offset, size_t bytes, unsigned thread, uint32_t when, Clock& clock);
+void check_async_read(size_t offset, size_t bytes, const void* pc);  // the running lane has the async proxy read
+void check_watch_reads(const uint16_t* reading);                     // see Checker::reading
 
 }  // namespace simt

@@ -16,7 +16,10 @@ bool can_abandon();
 // Drops every lane of the block. Needs can_abandon() to have been true when the block began.
 [[noreturn]] void abandon_block();
 
-[[noreturn]] void report_deadlock(unsigned at_block, unsigned at_warp, unsigned exited, int first_warp_waiter);
+[[noreturn]] void report_deadlock(unsigned at_block, unsigned at_warp, unsigned exited, int first_waiter);
+
+// One of `count`: at random with SIMT_SEED, else the first.
+unsigned choose(unsigned count);
 
 // What the checker wants to know of, and what it does instead.
 #ifdef SIMT_CHECK

@@ -129,16 +129,22 @@ void die(const char* format, ...) {
     leave();
 }
 
+std::string parked_waits() {
+    char text[2048] = "";
+    if (self.block->asynchronous) self.block->asynchronous->describe(text, sizeof text);
+    return text;
+}
+
 #ifndef SIMT_CHECK
-void report_deadlock(unsigned at_block, unsigned at_warp, unsigned exited, int first_warp_waiter) {
+void report_deadlock(unsigned at_block, unsigned at_warp, unsigned exited, int first_waiter) {
     {
         char text[256];
         snprintf(text, sizeof text,
                  "deadlock: %u threads wait at __syncthreads, %u at a warp operation, %u have returned (the checking "
                  "mode tells where)",
                  at_block, at_warp, exited);
-        unsigned thread = first_warp_waiter >= 0 ? static_cast<unsigned>(first_warp_waiter) : self.thread;
-        report_from_host(std::string(text) + "\n  in " + place(thread));
+        unsigned thread = first_waiter >= 0 ? static_cast<unsigned>(first_waiter) : self.thread;
+        report_from_host(text + parked_waits() + "\n  in " + place(thread));
     }
     leave();
 }

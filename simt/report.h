@@ -12,6 +12,8 @@ std::string source_line(const void* return_address);  // "file:line" of the call
 std::string thread_name(unsigned thread);             // "(x,y,z)"
 std::string place(unsigned thread);                   // "kernel NAME, block (x,y,z), thread (x,y,z)"
 
+std::string parked_waits();                           // lines that say what parked lanes of the block wait for
+
 // To stderr and abort(), or to the handler; then the block is abandoned.
 [[noreturn]] void report(const std::string& text);
 // The same for faults of host code: after the handler the program goes on.

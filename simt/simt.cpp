@@ -62,6 +62,7 @@ struct Machine {
     bool finished = false;  // no lane is left to run: go back to the OS thread's stack
     bool abandoned = false;
     uint64_t idle_yields = 0;  // since a lane last did anything but yield
+    uint64_t yields = 0;
     bool shuffled = false;     // SIMT_SEED: a random order of warps and lanes
     uint64_t random = 0;
 
@@ -196,14 +197,26 @@ SIMT_INLINE void take(Machine& m, unsigned thread) {
 [[noreturn]] void deadlock(Machine& m) {
     Block& b = m.block;
     unsigned at_block = 0, at_warp = 0;
-    int first_warp_waiter = -1;
+    int first_waiter = -1;
     for (unsigned w = 0; w < b.num_warps; w++) {
-        at_block += static_cast<unsigned>(__builtin_popcount(b.warps[w].at_block));
-        at_warp += static_cast<unsigned>(__builtin_popcount(b.warps[w].at_warp));
-        if (first_warp_waiter < 0 && b.warps[w].at_warp)
-            first_warp_waiter = static_cast<int>(w * kWarp + __builtin_ctz(b.warps[w].at_warp));
+        const Warp& warp = b.warps[w];
+        at_block += static_cast<unsigned>(__builtin_popcount(warp.at_block));
+        at_warp += static_cast<unsigned>(__builtin_popcount(warp.at_warp));
+        if (uint32_t waiting = warp.at_warp | warp.parked; waiting && first_waiter < 0)
+            first_waiter = static_cast<int>(w * kWarp + __builtin_ctz(waiting));
     }
-    report_deadlock(at_block, at_warp, b.threads - b.alive, first_warp_waiter);
+    report_deadlock(at_block, at_warp, b.threads - b.alive, first_waiter);
+}
+
+// As pick. When no lane can run, what is in flight arrives until one can.
+unsigned pick_or_die(Machine& m) {
+    m.idle_yields = 0;
+    int next = pick(m);
+    while (next < 0) [[unlikely]] {
+        if (!m.block.asynchronous || !m.block.asynchronous->arrive()) deadlock(m);
+        next = pick(m);
+    }
+    return static_cast<unsigned>(next);
 }
 
 // All that are left wait at a block barrier: the first of them completes it.
@@ -218,6 +231,7 @@ void promote(Block& b) {
 SIMT_INLINE void exit_lane(Machine& m) {
     Block& b = m.block;
     check_exit(self.thread);
+    if (b.asynchronous) b.asynchronous->lane_exits();
     m.idle_yields = 0;
     self.warp->alive &= ~(1u << self.lane);
     b.alive--;
@@ -244,10 +258,7 @@ void run_lanes(Machine& m) {
                 m.idle.push_back(mine);
                 jump(&m.own, m.own.context, &mine->context);
             } else {
-                int picked = pick(m);
-                if (picked < 0) [[unlikely]]
-                    deadlock(m);
-                auto next = static_cast<unsigned>(picked);
+                unsigned next = pick_or_die(m);
                 take(m, next);
                 become(m, next);
                 Context to = take_context(m, next);
@@ -354,10 +365,11 @@ bool run_block(Machine& m, uint64_t linear) {
     b.alive = b.threads;
     b.waiting = 0;
     b.promoted = kNobody;
+    b.asynchronous = nullptr;
     for (unsigned w = 0; w < b.num_warps; w++) {
         Warp& warp = b.warps[w];
         warp.alive = warp.ready = warp.exists;
-        warp.at_warp = warp.at_block = warp.phase = warp.yielded = 0;
+        warp.at_warp = warp.at_block = warp.parked = warp.phase = warp.yielded = 0;
     }
     m.finished = m.abandoned = false;
     m.running = &m.own;
@@ -416,14 +428,6 @@ SIMT_INLINE void switch_to(Machine& m, unsigned next) {
     if (to) jump(target, to, &m.context[me]);
 }
 
-unsigned pick_or_die(Machine& m) {
-    m.idle_yields = 0;
-    int next = pick(m);
-    if (next < 0) [[unlikely]]
-        deadlock(m);
-    return static_cast<unsigned>(next);
-}
-
 }  // namespace
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -448,6 +452,8 @@ void yield_lane(const char* what) {
     Block& b = m.block;
     self.warp->ready |= 1u << self.lane;
     self.warp->yielded = self.lane;
+    // While lanes only yield, what is in flight goes on.
+    if (b.asynchronous && ++m.yields % b.threads == 0) b.asynchronous->arrive();
     // A wait that nobody in the block ends is a deadlock; __nanosleep may wait for other blocks.
     if (what && ++m.idle_yields > 100000 + 1000ull * b.threads)
         die("deadlock: every thread that is left waits for %s", what);
@@ -466,6 +472,10 @@ void abandon_block() {
     m.finished = m.abandoned = true;
     jump(&m.own, m.own.context, &nowhere);
     abort();  // not reached
+}
+
+unsigned choose(unsigned count) {
+    return machine->shuffled ? static_cast<unsigned>(machine->next_random() % count) : 0;
 }
 
 const Launch* current_launch() {

@@ -25,6 +25,8 @@
 // State a twin must keep per lane or per block (outstanding asynchronous copies, barriers' phases) goes into
 // simt::block_local<T>() or simt::lane_local<T>(): one T per block or per lane, fresh for every block.
 // simt::wait_until("what", predicate) parks a lane until another lane makes the predicate true.
+// simt::park_lane() parks a lane until another calls simt::wake_lane(thread): no polling, but the twin must enter itself in
+// Block::asynchronous so that a deadlock can be told, and what is in flight arrive (async.h, the twins of ptx_sm90.cuh).
 // simt::die("...") ends the program with a message that names kernel, block and thread.
 //
 // Compile kernels with -ffp-contract=fast -fno-math-errno -fno-trapping-math: the first as nvcc does, the others so
@@ -58,13 +60,14 @@ constexpr unsigned kNobody = ~0u;
 constexpr uint32_t kFullMask = 0xffffffffu;
 constexpr unsigned kMaxValues = 64;  // values per lane in one warp_sum or row_sum
 
-// One warp of the block that runs on this OS thread. The five masks are disjoint views of its lanes' states.
+// One warp of the block that runs on this OS thread. The masks are disjoint views of its lanes' states.
 struct alignas(64) Warp {
     uint32_t exists;    // lanes that the block has in this warp
     uint32_t alive;     // lanes that have not returned from the kernel
     uint32_t ready;     // lanes that could run, started or not, except the one that runs
     uint32_t at_warp;   // lanes that wait for others of the warp
     uint32_t at_block;  // lanes that wait at a block barrier
+    uint32_t parked;    // lanes that wait for wake_lane
     uint32_t phase;     // per lane: which of the two slot buffers its next whole-warp shuffle uses
     unsigned index;
     unsigned yielded;                            // the lane that last yielded
@@ -83,6 +86,13 @@ struct Local {
     Local* next;
 };
 
+// What the engine asks of twins whose effects come later, and of waits that are no meeting.
+struct Asynchronous {
+    bool (*arrive)();    // no lane can run: lets one thing that is in flight arrive; false: nothing is
+    void (*lane_exits)();  // the running lane returns from the kernel
+    void (*describe)(char* text, size_t size);  // for whom and what parked lanes wait
+};
+
 struct Block {
     Warp warps[kMaxThreads / kWarp];
     unsigned threads, num_warps;
@@ -93,6 +103,7 @@ struct Block {
     unsigned char* shared;
     size_t shared_bytes;
     Local* locals;
+    const Asynchronous* asynchronous;  // null: this block has nothing of the kind
 };
 
 // Where the running lane is. Null block: not inside a kernel.
@@ -104,7 +115,7 @@ struct Self {
 };
 SIMT_TLS Self self{};
 
-// Parks the running lane, which must stand in at_warp or at_block or be ready again, and runs the next one.
+// Parks the running lane, which must stand in at_warp, at_block or parked, or be ready again, and runs the next one.
 #if defined(__SANITIZE_ADDRESS__)
 void suspend();
 #else
@@ -205,6 +216,15 @@ SIMT_INLINE void require_full_warp(const char* name) {
 // Lets every other lane that can run go first. With wait_until, the way to wait for something that is not a meeting. If
 // `what` is not null, only lanes of this block can end the wait: when none of them does, it is reported as a deadlock.
 void yield_lane(const char* what);
+SIMT_INLINE void park_lane() {
+    self.warp->parked |= 1u << self.lane;
+    suspend();
+}
+SIMT_INLINE void wake_lane(unsigned thread) {
+    Warp& warp = self.block->warps[thread / kWarp];
+    warp.parked &= ~(1u << thread % kWarp);
+    warp.ready |= 1u << thread % kWarp;
+}
 template <class Predicate>
 SIMT_INLINE void wait_until(const char* what, Predicate&& predicate) {
     while (!predicate()) yield_lane(what);
