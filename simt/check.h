@@ -30,7 +30,8 @@ void check_proxy_fence();                // the running lane calls fence_proxy_a
 // `clock` may read what came.
 uint32_t check_load_issued(size_t offset, size_t bytes, const void* pc);
 void check_load_arrived(size_t offset, size_t bytes, unsigned thread, uint32_t when, Clock& clock);
-void check_async_read(size_t offset, size_t bytes, const void* pc);  // the running lane has the async proxy read
-void check_watch_reads(const uint16_t* reading);                     // see Checker::reading
+// The running lane has the async proxy read. Who may write there again is watched by check_watch_reads.
+void check_async_read(size_t offset, size_t bytes, const void* pc);
+void check_watch_reads(const uint16_t* reading);  // see Checker::reading
 
 }  // namespace simt

@@ -58,18 +58,23 @@ void remember_reader(Checker& c, uint32_t offset, const Cell& cell) {
     readers.push_back({cell.reader, cell.read_lane, cell.read_pc});
 }
 
+// The running lane reads byte `offset` of `bytes`: it must have been written, and before.
+SIMT_INLINE void check_written(const Checker& c, size_t offset, size_t bytes, const void* pc) {
+    const Cell& cell = c.cells[offset];
+    if (cell.write_epoch < c.block_start) [[unlikely]]
+        report("uninitialised: reads " + shared_place(offset, bytes) + ", which this block has not written" + where(pc));
+    if (cell.write_epoch == c.epoch && cell.writer != kNoThread && !ordered_after(c, cell.writer, cell.write_lane))
+        [[unlikely]]
+        race("reads", cell.writer, "wrote", cell.write_pc, offset, bytes, pc);
+}
+
 void read_shared(uintptr_t p, size_t bytes, const void* pc) {
     Checker& c = *checker;
     size_t offset = shared_offset(p, bytes, "read", pc);
     auto me = static_cast<uint16_t>(self.thread);
     for (size_t i = 0; i < bytes; i++) {
         Cell& cell = c.cells[offset + i];
-        if (cell.write_epoch < c.block_start) [[unlikely]]
-            report("uninitialised: reads " + shared_place(offset + i, bytes) + ", which this block has not written" +
-                   where(pc));
-        if (cell.write_epoch == c.epoch && cell.writer != kNoThread && !ordered_after(c, cell.writer, cell.write_lane))
-            [[unlikely]]
-            race("reads", cell.writer, "wrote", cell.write_pc, offset + i, bytes, pc);
+        check_written(c, offset + i, bytes, pc);
         if (cell.read_epoch != c.epoch) {
             cell.other_reader = kNoThread;
             cell.other_warp = 0;
@@ -160,9 +165,9 @@ void check_load_arrived(size_t offset, size_t bytes, unsigned thread, uint32_t w
 
 void check_async_read(size_t offset, size_t bytes, const void* pc) {
     const Checker& c = *checker;
-    read_shared(reinterpret_cast<uintptr_t>(self.block->shared) + offset, bytes, pc);
     for (size_t i = offset; i < offset + bytes; i++) {
         const Cell& cell = c.cells[i];
+        check_written(c, i, 1, pc);
         if (!cell.by_async && cell.writer != kNoThread && cell.write_lane > c.fenced[cell.writer]) [[unlikely]]
             report("missing fence: the async proxy reads " + shared_place(i, 1) + ", which thread " +
                    thread_name(cell.writer) + " wrote at " + line_of(unpack_pc(cell.write_pc)) +
