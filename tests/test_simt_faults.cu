@@ -7,48 +7,13 @@
 #include "test.h"
 
 #if __has_include(<simt.h>)  // the CPU machine's include path
-#include <simt.h>
+#include "simt_report.h"
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #endif
 
 namespace {
 
-#ifdef SIMT_CHECK
-constexpr bool CHECKING = true;
-#else
-constexpr bool CHECKING = false;
-#endif
-#define ONLY_CHECKING \
-    if (!CHECKING) SKIP_TEST("only the checking mode sees it")
-
-std::string reported;
-int reports = 0;
-void record(const char* text) {
-    reported = text;
-    reports++;
-}
-
-// Launches and gives the report; empty if there was none.
-template <class... P, class... A>
-std::string report_of(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... args) {
-    reported.clear();
-    reports = 0;
-    simt::set_report_handler(record);
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid;
-    config.blockDim = block;
-    config.dynamicSmemBytes = shared;
-    cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
-    simt::set_report_handler(nullptr);
-    cudaGetLastError();
-    CHECK((error == cudaErrorLaunchFailure) == (reports > 0));
-    return reported;
-}
-
-bool has(const std::string& text, const std::string& part) {
-    return text.find(part) != std::string::npos;
-}
 // With SIMT_SEED another thread may be the first to be caught.
 std::string thread_text(const std::string& thread) {
     return std::getenv("SIMT_SEED") ? "thread (" : "thread " + thread;

@@ -5,7 +5,8 @@
 
 #if __has_include(<simt.h>)  // the CPU machine's include path
 #include <ptx.cuh>
-#include <simt.h>
+
+#include "simt_report.h"
 
 namespace {
 
@@ -55,32 +56,9 @@ __global__ void foreign_address_kernel(float* out) {
     out[0] = static_cast<float>(shared_address(out));
 }
 
-std::string reported;
-void record(const char* text) {
-    reported = text;
-}
-
 template <class... P, class... A>
-std::string report_of(void (*kernel)(P...), dim3 grid, A... args) {
-    reported.clear();
-    simt::set_report_handler(record);
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid;
-    config.blockDim = 32;
-    config.dynamicSmemBytes = sizeof(Shared);
-    const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
-    simt::set_report_handler(nullptr);
-    cudaGetLastError();
-    CHECK(error == cudaErrorLaunchFailure);
-    return reported;
-}
-
-void require(const std::string& report, const std::vector<std::string>& parts) {
-    INFO(report);
-    for (const std::string& part : parts) {
-        INFO(part);
-        CHECK(report.find(part) != std::string::npos);
-    }
+std::string report_of_warp(void (*kernel)(P...), A... args) {
+    return report_of(kernel, 1, 32, sizeof(Shared), args...);
 }
 
 }  // namespace
@@ -89,18 +67,18 @@ TEST_CASE("misused PTX instructions are reported", "[ptx]") {
     Device<float> floats(256);
     floats.zero();
     Device<uint32_t> words(32);
-    require(report_of(misaligned_ldmatrix_kernel, 1, words.data),
+    require(report_of_warp(misaligned_ldmatrix_kernel, words.data),
             {"ldmatrix_x1: the shared address is 8 bytes off a multiple of 16", "misaligned_ldmatrix_kernel",
              "block (0,0,0)", "thread (5,0,0)"});
-    require(report_of(ldmatrix_beyond_kernel, 1, words.data),
+    require(report_of_warp(ldmatrix_beyond_kernel, words.data),
             {"ldmatrix_x4: 16 bytes at 1024 of 1024", "ldmatrix_beyond_kernel", "thread (31,0,0)"});
-    require(report_of(partial_warp_kernel, 1, floats.data), {"mma_m16n8k16 needs all 32 lanes", "partial_warp_kernel"});
-    require(report_of(misaligned_copy_kernel, 1, floats.data),
+    require(report_of_warp(partial_warp_kernel, floats.data), {"mma_m16n8k16 needs all 32 lanes", "partial_warp_kernel"});
+    require(report_of_warp(misaligned_copy_kernel, floats.data),
             {"cp_async_16: the global address", "is not a multiple of 16", "misaligned_copy_kernel"});
-    require(report_of(misaligned_word_kernel, 1, floats.data),
+    require(report_of_warp(misaligned_word_kernel, floats.data),
             {"cp_async_4: the shared address is 2 bytes off a multiple of 4", "thread (3,0,0)"});
-    require(report_of(copy_beyond_kernel, 1, floats.data), {"cp_async_16: 16 bytes at 1024 of 1024"});
-    require(report_of(foreign_address_kernel, 1, floats.data),
+    require(report_of_warp(copy_beyond_kernel, floats.data), {"cp_async_16: 16 bytes at 1024 of 1024"});
+    require(report_of_warp(foreign_address_kernel, floats.data),
             {"does not lie in shared memory", "foreign_address_kernel"});
 }
 
