@@ -77,7 +77,9 @@ struct Load {
     uint32_t when;
 };
 
-struct Async {
+struct Warpgroups;  // wgmma.cpp
+
+struct Async : Asynchronous {
     std::vector<Mbarrier> mbarriers;
     NamedBarrier named[16];
     std::vector<Load> loads;
@@ -91,6 +93,7 @@ struct Async {
     std::string register_calls[kMaxThreads / kWarp];
     int free_registers = 0;
     std::vector<uint16_t> wanting;
+    Warpgroups* warpgroups = nullptr;  // made at the first wgmma
 
     Async();
     Async(const Async&) = delete;
@@ -100,8 +103,12 @@ struct Async {
     }
     void copy_to_view();
 };
-// The block's, of the running lane.
-Async& async_state();
+Async& new_async_state();
+// Of the running block.
+SIMT_INLINE Async& async_state() {
+    Asynchronous* present = self.block->asynchronous;
+    return present ? static_cast<Async&>(*present) : new_async_state();
+}
 
 // tma.cpp
 bool arrive_one_load();

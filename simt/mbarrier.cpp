@@ -21,7 +21,7 @@ std::string names(const std::vector<uint16_t>& threads) {
     return text + thread_name(*std::min_element(threads.begin(), threads.end()));
 }
 
-void describe(char* text, size_t size) {
+void describe_waits(char* text, size_t size) {
     Async& a = async_state();
     std::string all;
     for (const Mbarrier& m : a.mbarriers) {
@@ -53,7 +53,7 @@ void describe(char* text, size_t size) {
     snprintf(text, size, "%s", all.c_str());
 }
 
-void lane_exits() {
+void lane_returns() {
     const bool last = self.block->alive == 1;
     check_no_products();
     finish_stores(last);
@@ -66,8 +66,6 @@ void lane_exits() {
             fail(call, "registers were set in warp %u (%s) other than in warp %u of its warpgroup (%s)", w,
                  a.register_calls[w].c_str(), w / 4 * 4, a.register_calls[w / 4 * 4].c_str());
 }
-
-constexpr Asynchronous kHooks{arrive_one_load, lane_exits, describe};
 
 // What the 8 bytes hold: an ordinary store to a barrier is seen at its next use.
 uint64_t word_of(const Mbarrier& m) {
@@ -125,9 +123,9 @@ namespace {
 thread_local std::vector<unsigned char> view_memory;
 }
 
-Async::Async() {
+Async::Async() : Asynchronous{arrive_one_load, lane_returns, describe_waits} {
     Block& block = *self.block;
-    block.asynchronous = &kHooks;
+    block.asynchronous = this;
     arriving.resize(block.shared_bytes / 16 + 1);
     reading.resize(block.shared_bytes / 16 + 1);
     check_watch_reads(reading.data());
@@ -148,7 +146,7 @@ void Async::copy_to_view() {
 #endif
 }
 
-Async& async_state() {
+Async& new_async_state() {
     return block_local<Async>();
 }
 

@@ -103,7 +103,7 @@ struct Block {
     unsigned char* shared;
     size_t shared_bytes;
     Local* locals;
-    const Asynchronous* asynchronous;  // null: this block has nothing of the kind
+    Asynchronous* asynchronous;  // null: this block has nothing of the kind
 };
 
 // Where the running lane is. Null block: not inside a kernel.

@@ -45,9 +45,13 @@ struct Warpgroup {
     std::vector<uint16_t> waiting;
     ~Warpgroup();
 };
+}  // namespace
+
 struct Warpgroups {
     std::unique_ptr<Warpgroup> of[kMaxThreads / kLanes];
 };
+
+namespace {
 
 // 64 KiB each: kept for the next block.
 thread_local std::vector<std::unique_ptr<Accumulators>> spare;
@@ -77,11 +81,10 @@ Warpgroup& warpgroup(Call call) {
     const unsigned w = self.thread / kLanes;
     if ((w + 1) * kLanes > self.block->threads)
         fail(call, "needs a warpgroup of 128 threads; the block's last has %u", self.block->threads - w * kLanes);
-    std::unique_ptr<Warpgroup>& group = block_local<Warpgroups>().of[w];
-    if (!group) {
-        async_state();
-        group = std::make_unique<Warpgroup>();
-    }
+    Async& a = async_state();
+    if (!a.warpgroups) a.warpgroups = &block_local<Warpgroups>();
+    std::unique_ptr<Warpgroup>& group = a.warpgroups->of[w];
+    if (!group) group = std::make_unique<Warpgroup>();
     return *group;
 }
 
@@ -89,7 +92,9 @@ unsigned row_of(unsigned lane) {
     return 16 * (lane / 32) + lane % 32 / 4;
 }
 
-void check_operand(Call call, const char* which, uint64_t descriptor, bool transposed, unsigned rows, bool first) {
+// Of A (64 rows) or B (p.n). `first`: of all lanes; from now on nobody may write there.
+void check_operand(Call call, const char* which, Product& p, uint64_t descriptor, bool transposed, unsigned rows,
+                   bool first) {
     Async& a = async_state();
     const Operand operand(descriptor, transposed);
     const uint32_t pattern = 8 * operand.width;
@@ -102,22 +107,16 @@ void check_operand(Call call, const char* which, uint64_t descriptor, bool trans
     operand.for_each_piece(rows, [&](uint32_t at) {
         if (at + 16 > self.block->shared_bytes)
             fail(call, "%s: reads byte %u of %zu bytes of shared memory", which, at, self.block->shared_bytes);
-        if (first && a.arriving[at / 16])
+        if (a.arriving[at / 16])
             fail(call, "%s: a TMA load to byte %u of shared memory is on its way", which, at);
-        if (first) a.reading[at / 16]++;
-        check_async_read(at, 16, call.pc);
+        if (first) p.pieces.push_back(static_cast<uint16_t>(at / 16));
     });
-}
-
-void stop_reading(const Product& p) {
-    Async& a = async_state();
-    const auto stop = [&](uint32_t at) { a.reading[at / 16]--; };
-    if (!p.a_registers) Operand(p.a, p.a_transposed).for_each_piece(64, stop);
-    Operand(p.b, p.b_transposed).for_each_piece(p.n, stop);
+    if (kChecking) operand.for_each_piece(rows, [&](uint32_t at) { check_async_read(at, 16, call.pc); });
 }
 
 // Multiplies the front products up to `group`, all of which every lane has issued.
 void multiply_until(Warpgroup& g, uint64_t group) {
+    Async& a = async_state();
     while (!g.products.empty() && g.products.front().group <= group) {
         Product* batch[16];
         unsigned count = 0;
@@ -125,9 +124,9 @@ void multiply_until(Warpgroup& g, uint64_t group) {
             if (p.group > group || p.accumulators != g.products.front().accumulators || count == 16) break;
             batch[count++] = &p;
         }
-        multiply(async_state().view, batch, count);
+        multiply(a.view, batch, count);
         for (; count > 0; count--, g.done++) {
-            stop_reading(g.products.front());
+            for (uint16_t piece : g.products.front().pieces) a.reading[piece]--;
             g.products.pop_front();
         }
     }
@@ -170,7 +169,7 @@ void wgmma(float* d, unsigned n, uint64_t a, const uint32_t* a_registers, uint64
         if (on_the_way && held->accumulators->n != n) fail(call, "another shape of the D that is on its way");
         async_state().publish();
         g.products.push_back({a, b, n, a_registers != nullptr, a_transposed, b_transposed, accumulate, group, 0, self.thread,
-                              call.pc, on_the_way ? held->accumulators : new_accumulators(n), {}});
+                              call.pc, on_the_way ? held->accumulators : new_accumulators(n), {}, {}});
         if (a_registers) g.products.back().a_values.resize(64 * 16);
     }
     Product& p = g.products[index];
@@ -182,8 +181,13 @@ void wgmma(float* d, unsigned n, uint64_t a, const uint32_t* a_registers, uint64
     if (on_the_way && held->accumulators != p.accumulators)
         fail(call, "adds to another D than for thread %s of the warpgroup", thread_name(p.first).c_str());
     if (first || (kChecking && self.lane == 0)) {  // once for all, and for the order of accesses once for each warp
-        if (!a_registers) check_operand(call, "A", a, a_transposed, 64, first);
-        check_operand(call, "B", b, b_transposed, n, first);
+        if (first) p.pieces.reserve(2 * (64 + n));
+        if (!a_registers) check_operand(call, "A", p, a, a_transposed, 64, first);
+        check_operand(call, "B", p, b, b_transposed, n, first);
+        if (first) {
+            uint16_t* reading = async_state().reading.data();
+            for (uint16_t piece : p.pieces) reading[piece]++;
+        }
     }
     p.lanes++;
     if (a_registers) {
@@ -249,14 +253,15 @@ void wgmma_wait(unsigned newest) {
 }
 
 void check_no_products() {
-    std::unique_ptr<Warpgroup>* groups = block_local<Warpgroups>().of;
-    const std::unique_ptr<Warpgroup>& g = groups[self.thread / kLanes];
+    const Warpgroups* groups = async_state().warpgroups;
+    const Warpgroup* g = groups ? groups->of[self.thread / kLanes].get() : nullptr;
     if (g && !g->lanes[self.thread % kLanes].d.empty())
         fail({"end of the thread", nullptr}, "a wgmma product was never waited for");
 }
 
 void describe_products(std::string& text) {
-    for (const std::unique_ptr<Warpgroup>& g : block_local<Warpgroups>().of) {
+    if (!async_state().warpgroups) return;
+    for (const std::unique_ptr<Warpgroup>& g : async_state().warpgroups->of) {
         if (!g || g->waiting.empty()) continue;
         for (const Product& p : g->products) {
             if (p.lanes == kLanes) continue;

@@ -1,5 +1,5 @@
 // wgmma's arithmetic: operands from shared memory, through descriptors and swizzles, into dense fp32 panels, and these
-// multiplied on register tiles. PTX ISA, "Asynchronous wgmma: Matrix Descriptor", "Strides", and the canonical layouts.
+// multiplied on register tiles.
 #include <algorithm>
 #include <cstring>
 #include <wide.cuh>
@@ -7,32 +7,6 @@
 #include "wgmma.h"
 
 namespace simt {
-
-namespace {
-constexpr uint32_t field(uint64_t descriptor, unsigned bit) {
-    return static_cast<uint32_t>(descriptor >> bit & 0x3fff) << 4;
-}
-}  // namespace
-
-Operand::Operand(uint64_t descriptor, bool is_transposed)
-    : start(field(descriptor, 0)),
-      leading(field(descriptor, 16)),
-      stride(field(descriptor, 32)),
-      swizzle(static_cast<Swizzle>((4 - (descriptor >> 62)) % 4)),
-      transposed(is_transposed) {
-    width = 16u << static_cast<unsigned>(swizzle);
-}
-
-uint32_t Operand::piece(unsigned row, unsigned part) const {
-    uint32_t at = start;
-    if (!transposed)  // 8 rows `width` apart
-        at += row / 8 * stride + row % 8 * width + part * (swizzle == Swizzle::none ? leading : 16);
-    else if (swizzle == Swizzle::none)  // 8 k 16 bytes apart
-        at += part * stride + row / 8 * leading + row % 8 * 16;
-    else  // 8 k `width` apart, each with width/16 pieces
-        at += part * 16 / width * leading + part * 16 % width + row / 8 * stride + row % 8 * width;
-    return at ^ swizzle_bits(swizzle, at);
-}
 
 namespace {
 
