@@ -80,4 +80,12 @@ Local* add_local(const void* type, void* object, void (*destroy)(void*)) {
     return self.block->locals = new Local{type, object, destroy, self.block->locals};
 }
 
+void drop_locals(Block& b) {
+    while (Local* local = b.locals) {
+        b.locals = local->next;
+        local->destroy(local->object);
+        delete local;
+    }
+}
+
 }  // namespace simt

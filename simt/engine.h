@@ -18,6 +18,8 @@ bool can_abandon();
 
 [[noreturn]] void report_deadlock(unsigned at_block, unsigned at_warp, unsigned exited, int first_waiter);
 
+void drop_locals(Block& block);  // at its end
+
 // One of `count`: at random with SIMT_SEED, else the first.
 unsigned choose(unsigned count);
 

@@ -313,14 +313,6 @@ void reset_stacks(Machine& m) {
     m.running = &m.own;
 }
 
-void drop_locals(Block& b) {
-    while (Local* local = b.locals) {
-        b.locals = local->next;
-        local->destroy(local->object);
-        delete local;
-    }
-}
-
 void fill_indices(Machine& m, dim3 shape) {
     unsigned i = 0;
     for (unsigned z = 0; z < shape.z; z++)

@@ -1,9 +1,8 @@
 // The engine of the CPU machine by itself: what twins of instructions are built from, the random schedule, denormals.
-#include <cstdlib>
 #include <set>
 #include <string>
-#include <thread>
 
+#include "schedule.h"
 #include "test.h"
 
 #if __has_include(<simt.h>)  // the CPU machine's include path
@@ -19,21 +18,11 @@ __global__ void turns(int* order, int* next) {
     order[mine] = static_cast<int>(threadIdx.x);
 }
 
-// The order in which the lanes of one block run, before and behind a barrier, on an OS thread of its own: an engine
-// reads SIMT_SEED when its thread launches its first kernel.
+// The order in which the lanes of one block run, before and behind a barrier.
 std::vector<int> turns_with_seed(const char* seed) {
-    std::string before = std::getenv("SIMT_SEED") ? std::getenv("SIMT_SEED") : "";
     Device<int> order(256), next(1);
     next.zero();
-    if (seed)
-        setenv("SIMT_SEED", seed, 1);
-    else
-        unsetenv("SIMT_SEED");
-    std::thread([&] { launch(turns, 1, 128, 0, nullptr, order.data, next.data); }).join();
-    if (before.empty())
-        unsetenv("SIMT_SEED");
-    else
-        setenv("SIMT_SEED", before.c_str(), 1);
+    with_seed(seed, [&] { launch(turns, 1, 128, 0, nullptr, order.data, next.data); });
     return order.read();
 }
 
