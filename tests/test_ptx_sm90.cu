@@ -182,7 +182,7 @@ struct Operands {  // how the images in shared memory are to be read
     Swizzle a_swizzle, b_swizzle;
     unsigned a_leading, a_stride, b_leading, b_stride;
     int a_step[STEPS], b_step[STEPS];  // bytes from the first 16 k to the others
-    bool accumulate;
+    int restart;                      // the step that overwrites D; -1: none
 };
 struct ProductShared {
     alignas(1024) uint32_t a[64 * K / 2];
@@ -215,10 +215,9 @@ __global__ void __launch_bounds__(128) product_kernel(float* out, const uint32_t
     for (int k = 0; k < STEPS; k++) {
         const uint64_t b_k = wgmma_advance(b, static_cast<unsigned>(o.b_step[k]));
         if constexpr (REGISTERS)
-            wgmma_rs<N, B_TRANSPOSED>(d, a_regs[k], b_k, k > 0 || o.accumulate);
+            wgmma_rs<N, B_TRANSPOSED>(d, a_regs[k], b_k, k != o.restart);
         else
-            wgmma_ss<N, A_TRANSPOSED, B_TRANSPOSED>(d, wgmma_advance(a, static_cast<unsigned>(o.a_step[k])), b_k,
-                                                    k > 0 || o.accumulate);
+            wgmma_ss<N, A_TRANSPOSED, B_TRANSPOSED>(d, wgmma_advance(a, static_cast<unsigned>(o.a_step[k])), b_k, k != o.restart);
         if (k == 1) wgmma_commit();  // two groups
     }
     wgmma_commit();
@@ -230,12 +229,13 @@ __global__ void __launch_bounds__(128) product_kernel(float* out, const uint32_t
 }
 
 template <int N, bool A_TRANSPOSED, bool B_TRANSPOSED, bool REGISTERS>
-void test_product(Swizzle a_swizzle, Swizzle b_swizzle, bool accumulate) {
-    CAPTURE(N, A_TRANSPOSED, B_TRANSPOSED, REGISTERS, static_cast<int>(a_swizzle), static_cast<int>(b_swizzle), accumulate);
+void test_product(Swizzle a_swizzle, Swizzle b_swizzle, bool accumulate, unsigned spread = 1, int restart = 0) {
+    CAPTURE(N, A_TRANSPOSED, B_TRANSPOSED, REGISTERS, static_cast<int>(a_swizzle), static_cast<int>(b_swizzle), accumulate,
+            spread, restart);
     Random random(static_cast<uint64_t>(N) * 8 + static_cast<uint64_t>(a_swizzle) * 3 + static_cast<uint64_t>(b_swizzle));
     const std::vector<__nv_bfloat16> A = random.normals<__nv_bfloat16>(64 * K), B = random.normals<__nv_bfloat16>(N * K);
-    const OperandImage a(A, 64, K, a_swizzle, A_TRANSPOSED), b(B, N, K, b_swizzle, B_TRANSPOSED);
-    Operands o{a_swizzle, b_swizzle, a.leading, a.stride, b.leading, b.stride, {}, {}, accumulate};
+    const OperandImage a(A, 64, K, a_swizzle, A_TRANSPOSED), b(B, N, K, b_swizzle, B_TRANSPOSED, spread);
+    Operands o{a_swizzle, b_swizzle, a.leading, a.stride, b.leading, b.stride, {}, {}, accumulate ? -1 : restart};
     for (int k = 0; k < STEPS; k++) {
         o.a_step[k] = a.step(k);
         o.b_step[k] = b.step(k);
@@ -259,7 +259,7 @@ void test_product(Swizzle a_swizzle, Swizzle b_swizzle, bool accumulate) {
         for (int i = 0; i < N / 2; i++) {
             const size_t at = static_cast<size_t>(t * (N / 2) + i);
             double want = accumulate ? static_cast<double>(d[at]) : 0, magnitude = std::fabs(want);
-            for (int k = 0; k < K; k++) {
+            for (int k = accumulate ? 0 : 16 * restart; k < K; k++) {
                 const double x = to_float(A[static_cast<size_t>(d_row(t, i) * K + k)]),
                              y = to_float(B[static_cast<size_t>(d_column(t, i) * K + k)]);
                 want += x * y;
@@ -328,7 +328,10 @@ TEST_CASE("wgmma follows the PTX figures, with every swizzle and both majors", "
         test_product<64, true, true, false>(s, s, true);
         test_product<64, false, false, true>(s, s, true);
         test_product<64, false, true, true>(s, s, false);
+        test_product<64, false, false, false>(s, s, false, 2);
+        test_product<64, false, true, true>(s, s, false, 2);
     }
+    for (int restart : {1, 3}) test_product<64, false, false, false>(Swizzle::b128, Swizzle::b128, false, 1, restart);
     const Swizzle s = Swizzle::b128;
     test_product<16, false, false, false>(s, s, false);
     test_product<32, false, true, false>(s, s, true);

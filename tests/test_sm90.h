@@ -50,11 +50,12 @@ struct OperandImage {
     Swizzle swizzle;
     bool transposed;
     int rows, k;
-    unsigned width, leading, stride;  // bytes
+    unsigned width, leading, stride;  // bytes; with a swizzle stride is `spread` times what dense tiles have
     std::vector<uint32_t> words;
 
     // values (rows,k)
-    OperandImage(const std::vector<__nv_bfloat16>& values, int rows_, int k_, Swizzle swizzle_, bool transposed_)
+    OperandImage(const std::vector<__nv_bfloat16>& values, int rows_, int k_, Swizzle swizzle_, bool transposed_,
+                 unsigned spread = 1)
         : swizzle(swizzle_), transposed(transposed_), rows(rows_), k(k_), width(16u << static_cast<int>(swizzle_)) {
         const bool none = swizzle == Swizzle::none;
         const int group = static_cast<int>(width) / 2;  // rows side by side in a transposed image
@@ -63,10 +64,10 @@ struct OperandImage {
             leading = transposed ? static_cast<unsigned>(rows) / 8 * 128 : 128;
             stride = transposed ? 128 : static_cast<unsigned>(k) / 8 * 128;
         } else {
-            leading = transposed ? static_cast<unsigned>(k) * width : 16;
-            stride = 8 * width;
+            stride = 8 * width * spread;
+            leading = transposed ? static_cast<unsigned>(k) / 8 * stride : 16;
         }
-        words.assign(static_cast<size_t>(stored * k) / 2, 0x7fc07fc0u);  // NaN where nothing is
+        words.assign(static_cast<size_t>(stored * k) / 2 * (none ? 1 : spread), 0x7fc07fc0u);  // NaN where nothing is
         auto* halves = reinterpret_cast<unsigned char*>(words.data());
         for (int r = 0; r < rows; r++)
             for (int c = 0; c < k; c++) memcpy(halves + byte(r, c), &values[static_cast<size_t>(r * k + c)], 2);
@@ -76,16 +77,16 @@ struct OperandImage {
         if (swizzle == Swizzle::none)
             return static_cast<size_t>(r / 8 * static_cast<int>(stride) + c / 8 * static_cast<int>(leading) +
                                        (transposed ? c % 8 * 16 + r % 8 * 2 : r % 8 * 16 + c % 8 * 2));
-        const int group = w / 2;
-        const int dense = transposed ? r / group * (k * w) + c * w + r % group * 2  // k after k
-                                     : c / group * (rows * w) + r * w + c % group * 2;
+        const int group = w / 2, next8 = static_cast<int>(stride);
+        const int dense = transposed ? r / group * (k / 8 * next8) + c / 8 * next8 + c % 8 * w + r % group * 2  // k after k
+                                     : c / group * (rows / 8 * next8) + r / 8 * next8 + r % 8 * w + c % group * 2;
         return swizzled(swizzle, static_cast<size_t>(dense));
     }
     // Where 16*step k further on begin, seen from the first.
     int step(int step) const {
         const auto w = static_cast<int>(width);
         if (swizzle == Swizzle::none) return 2 * static_cast<int>(leading) * step;
-        if (transposed) return 16 * w * step;
-        return 32 * step / w * (rows * w) + 32 * step % w;
+        if (transposed) return 2 * static_cast<int>(stride) * step;
+        return 32 * step / w * (rows / 8 * static_cast<int>(stride)) + 32 * step % w;
     }
 };
