@@ -1,10 +1,11 @@
 // What instructions that finish by themselves have on their way: shared by the twins of ptx_sm90.cuh (mbarrier.cpp,
 // tma.cpp, wgmma.cpp). One Async per block, made at the first such instruction.
 //
-// The async proxy has a view of shared memory of its own, filled with 0xff. fence_proxy_async publishes what threads have
-// stored; TMA loads write both views. In the checking mode, which knows every store, a thread's fence covers exactly its own
-// stores and a read of anything else is a report. Elsewhere a fence copies all of shared memory at the next moment that
-// another thread could profit from it: a missing fence shows as stale data unless another thread's covers for it.
+// The async proxy has a view of shared memory of its own, filled with 0xff. fence_proxy_async publishes what threads
+// have stored; TMA loads write both views. In the checking mode, which knows every store, a thread's fence covers
+// exactly its own stores and a read of anything else is a report. Elsewhere a fence copies all of shared memory at the
+// next moment that another thread could profit from it: a missing fence shows as stale data unless another thread's
+// covers for it.
 //
 // Everything arrives as late as it may: a load when no lane can run (at random moments too with SIMT_SEED), a product
 // when its group is waited for, a store reads and writes when that is waited for.

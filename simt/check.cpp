@@ -1,11 +1,11 @@
 // The checking mode: what threads may not do, and in which order they did it. Compiled with -DSIMT_CHECK only.
 //
 // Kernels are compiled with -fsanitize=thread, so that every load and store calls a hook (tsan_hooks.cpp), which comes
-// to check_memory.cpp. Device memory has a shadow byte per byte: not ours, allocated, written. Shared memory has a cell per
-// byte that remembers who wrote and who read it last, and when. "When" is the number of the block barrier before it and the
-// number of the lane's last __syncwarp: two accesses by different threads, one of them a write, with the same block number
-// and without a __syncwarp that both lanes took part in, are a race, in whatever order they happened. Barriers of other
-// kinds (mbarrier, named) hand on a Clock: for each thread, up to which number its accesses are over.
+// to check_memory.cpp. Device memory has a shadow byte per byte: not ours, allocated, written. Shared memory has a cell
+// per byte that remembers who wrote and who read it last, and when. "When" is the number of the block barrier before it
+// and the number of the lane's last __syncwarp: two accesses by different threads, one of them a write, with the same
+// block number and without a __syncwarp that both lanes took part in, are a race, in whatever order they happened.
+// Barriers of other kinds (mbarrier, named) hand on a Clock: for each thread, up to which number its accesses are over.
 #ifdef SIMT_CHECK
 
 #include <cstdio>
@@ -124,8 +124,8 @@ void check_exit(unsigned thread) {
         unsigned other = thread - self.lane + static_cast<unsigned>(__builtin_ctz(m));
         if (c.waiting[other].mask >> self.lane & 1)
             report(std::string(c.waiting[other].op) + ": the mask names thread " + thread_name(thread) +
-                   ", which has returned from the kernel; " + waits(other) + "\n  in " + place(other) +
-                   "\n  at " + line_of(c.waiting[other].pc));
+                   ", which has returned from the kernel; " + waits(other) + "\n  in " + place(other) + "\n  at " +
+                   line_of(c.waiting[other].pc));
     }
     if (block.waiting)
         report("divergent barrier: thread " + thread_name(thread) + " returns from the kernel, but " +

@@ -1,4 +1,5 @@
-// The checking mode: every load and store, of shared and of device memory. See check.cpp. Compiled with -DSIMT_CHECK only.
+// The checking mode: every load and store, of shared and of device memory. See check.cpp. Compiled with -DSIMT_CHECK
+// only.
 #ifdef SIMT_CHECK
 
 #include <sys/mman.h>
@@ -62,7 +63,8 @@ void remember_reader(Checker& c, uint32_t offset, const Cell& cell) {
 SIMT_INLINE void check_written(const Checker& c, size_t offset, size_t bytes, const void* pc) {
     const Cell& cell = c.cells[offset];
     if (cell.write_epoch < c.block_start) [[unlikely]]
-        report("uninitialised: reads " + shared_place(offset, bytes) + ", which this block has not written" + where(pc));
+        report("uninitialised: reads " + shared_place(offset, bytes) + ", which this block has not written" +
+               where(pc));
     if (cell.write_epoch == c.epoch && cell.writer != kNoThread && !ordered_after(c, cell.writer, cell.write_lane))
         [[unlikely]]
         race("reads", cell.writer, "wrote", cell.write_pc, offset, bytes, pc);
@@ -106,7 +108,8 @@ void write_shared(uintptr_t p, size_t bytes, const void* pc) {
                    where(pc));
         if (cell.read_epoch == c.epoch && c.cross && cell.other_reader != kNoThread) {
             for (const Reader& r : c.readers[static_cast<uint32_t>(offset + i)])
-                if (!ordered_after(c, r.thread, r.lane_epoch)) race("writes", r.thread, "read", r.pc, offset + i, bytes, pc);
+                if (!ordered_after(c, r.thread, r.lane_epoch))
+                    race("writes", r.thread, "read", r.pc, offset + i, bytes, pc);
         }
         if (cell.read_epoch == c.epoch) {
             uint16_t other = cell.reader;

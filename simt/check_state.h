@@ -46,7 +46,8 @@ struct Checker {
     bool cross = false;
     std::unordered_map<uint32_t, std::vector<Reader>> readers;  // with `cross`, of bytes with several in this epoch
     uint32_t fenced[kMaxThreads] = {};                          // accesses before the thread's last fence_proxy_async
-    const uint16_t* reading = nullptr;  // per 16 bytes of shared memory: asynchronous reads on their way; null: none yet
+    const uint16_t* reading =
+        nullptr;  // per 16 bytes of shared memory: asynchronous reads on their way; null: none yet
     Waiting waiting[kMaxThreads] = {};
     unsigned first_at_barrier = kNobody;
     unsigned first_exited = kNobody;

@@ -1,5 +1,5 @@
-// Twins of mbarriers, named barriers and setmaxnreg: the ways in which parts of a block wait for each other. The contracts
-// stand in kernels/gpu/ptx_sm90.cuh.
+// Twins of mbarriers, named barriers and setmaxnreg: the ways in which parts of a block wait for each other. The
+// contracts stand in kernels/gpu/ptx_sm90.cuh.
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
@@ -8,8 +8,10 @@
 #include "async.h"
 #include "report.h"
 
-#define CALL(name) \
-    Call { name, __builtin_return_address(0) }
+#define CALL(name)                        \
+    Call {                                \
+        name, __builtin_return_address(0) \
+    }
 
 namespace simt {
 namespace {

@@ -1,5 +1,5 @@
-// Hopper's instructions on the CPU machine: the twins of kernels/gpu/ptx_sm90.cuh, where the contracts stand. What they do
-// is in mbarrier.cpp, tma.cpp, wgmma.cpp and wgmma_product.cpp; async.h says how.
+// Hopper's instructions on the CPU machine: the twins of kernels/gpu/ptx_sm90.cuh, where the contracts stand. What they
+// do is in mbarrier.cpp, tma.cpp, wgmma.cpp and wgmma_product.cpp; async.h says how.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -89,7 +89,8 @@ SIMT_INLINE void fence_proxy_async() {
     simt::fence_proxy_async();
 }
 
-SIMT_INLINE uint64_t wgmma_descriptor(const void* tile, Swizzle swizzle, unsigned leading_bytes, unsigned stride_bytes) {
+SIMT_INLINE uint64_t wgmma_descriptor(const void* tile, Swizzle swizzle, unsigned leading_bytes,
+                                      unsigned stride_bytes) {
     return simt::wgmma_descriptor(tile, swizzle, leading_bytes, stride_bytes);
 }
 SIMT_INLINE uint64_t wgmma_advance(uint64_t descriptor, unsigned bytes) {

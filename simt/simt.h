@@ -25,8 +25,8 @@
 // State a twin must keep per lane or per block (outstanding asynchronous copies, barriers' phases) goes into
 // simt::block_local<T>() or simt::lane_local<T>(): one T per block or per lane, fresh for every block.
 // simt::wait_until("what", predicate) parks a lane until another lane makes the predicate true.
-// simt::park_lane() parks a lane until another calls simt::wake_lane(thread): no polling, but the twin must enter itself in
-// Block::asynchronous so that a deadlock can be told, and what is in flight arrive (async.h, the twins of ptx_sm90.cuh).
+// simt::park_lane() parks a lane until another calls simt::wake_lane(thread): no polling, but the twin must be entered
+// in Block::asynchronous so that a deadlock can be told, and what is in flight arrive (async.h does, for ptx_sm90.cuh).
 // simt::die("...") ends the program with a message that names kernel, block and thread.
 //
 // Compile kernels with -ffp-contract=fast -fno-math-errno -fno-trapping-math: the first as nvcc does, the others so
@@ -88,9 +88,9 @@ struct Local {
 
 // What the engine asks of twins whose effects come later, and of waits that are no meeting.
 struct Asynchronous {
-    bool (*arrive)();    // no lane can run: lets one thing that is in flight arrive; false: nothing is
-    void (*lane_exits)();  // the running lane returns from the kernel
-    void (*describe)(char* text, size_t size);  // for whom and what parked lanes wait
+    bool (*arrive)();                           // no lane can run: one thing in flight arrives; false: nothing is
+    void (*lane_exits)();                       // the running lane returns from the kernel
+    void (*describe)(char* text, size_t size);  // who of the parked lanes waits for what
 };
 
 struct Block {

@@ -5,8 +5,10 @@
 #include "async.h"
 #include "report.h"
 
-#define CALL(name) \
-    Call { name, __builtin_return_address(0) }
+#define CALL(name)                        \
+    Call {                                \
+        name, __builtin_return_address(0) \
+    }
 
 namespace simt {
 namespace {
@@ -30,8 +32,8 @@ uint32_t box_bytes(const TensorMap& map) {
     return static_cast<uint32_t>(bytes);
 }
 
-// Calls row(global, first, count, dense) for each row of the box, `dense` being its offset in the dense box: elements first..
-// first + count - 1 of it lie in the tensor, the first of these at `global`. count is 0 for rows outside.
+// Calls row(global, first, count, dense) for each row of the box, `dense` being its offset in the dense box: elements
+// first.. first + count - 1 of it lie in the tensor, the first of these at `global`. count is 0 for rows outside.
 template <class Row>
 void for_each_row(const TensorMap& map, const int (&c)[5], Row&& row) {
     const int64_t begin = std::max<int64_t>(0, -int64_t{c[0]});
@@ -65,7 +67,8 @@ void check_map(Call call, const TensorMap& map, int rank) {
     if (map.rank != rank) fail(call, "the map is of a tensor of rank %d", map.rank);
 }
 uint32_t check_tile(Call call, const TensorMap& map, const void* tile) {
-    const unsigned alignment = std::max(128u, map.swizzle == Swizzle::none ? 0 : 128u << static_cast<unsigned>(map.swizzle));
+    const unsigned alignment =
+        std::max(128u, map.swizzle == Swizzle::none ? 0 : 128u << static_cast<unsigned>(map.swizzle));
     return shared_offset(call, tile, box_bytes(map), alignment);
 }
 
@@ -102,7 +105,8 @@ void tma_load(void* to, const TensorMap& map, uint64_t* barrier, const int* c, i
     for (uint32_t i = tile / 16; i < (tile + bytes) / 16; i++) {
         if (a.arriving[i]) fail(call, "another load to byte %u of shared memory is on its way", 16 * i);
         if (a.reading[i])
-            fail(call, "a product or store on its way still reads byte %u of shared memory, to which this load goes", 16 * i);
+            fail(call, "a product or store on its way still reads byte %u of shared memory, to which this load goes",
+                 16 * i);
     }
     Load load{map, {}, tile, bytes, m.at, self.thread, check_load_issued(tile, bytes, call.pc)};
     std::copy(c, c + rank, load.c);
@@ -146,7 +150,10 @@ void describe_loads(std::string& text) {
 // Stores
 
 void tma_store(const TensorMap& map, const void* from, const int* c, int rank) {
-    const Call call{rank == 2 ? "tma_store_2d" : rank == 3 ? "tma_store_3d" : "tma_store_4d", __builtin_return_address(0)};
+    const Call call{rank == 2   ? "tma_store_2d"
+                    : rank == 3 ? "tma_store_3d"
+                                : "tma_store_4d",
+                    __builtin_return_address(0)};
     Async& a = async_state();
     check_map(call, map, rank);
     Store store{map, {}, check_tile(call, map, from), box_bytes(map), lane_local<Stores>().groups, false, {}};
@@ -185,7 +192,8 @@ void tma_store_wait(unsigned newest, bool read_only) {
         if (!read_only) write_out(store);
     }
     if (!read_only)
-        while (!stores.waiting.empty() && stores.waiting.front().group + newest < stores.groups) stores.waiting.pop_front();
+        while (!stores.waiting.empty() && stores.waiting.front().group + newest < stores.groups)
+            stores.waiting.pop_front();
 }
 
 void finish_stores(bool last_lane) {

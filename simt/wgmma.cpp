@@ -1,8 +1,8 @@
 // Twins of wgmma's issue, groups and waits. The contracts stand in kernels/gpu/ptx_sm90.cuh.
 //
 // A lane that issues a product leaves its part of D in dense accumulators, poisons its registers and goes on; the other
-// 127 must issue the same. Whoever first waits for a group that all have issued multiplies it; each lane takes its part of D
-// back in its own wait and sees whether its registers are still poisoned.
+// 127 must issue the same. Whoever first waits for a group that all have issued multiplies it; each lane takes its part
+// of D back in its own wait and sees whether its registers are still poisoned.
 #include "wgmma.h"
 
 #include <algorithm>
@@ -11,8 +11,10 @@
 
 #include "report.h"
 
-#define CALL(name) \
-    Call { name, __builtin_return_address(0) }
+#define CALL(name)                        \
+    Call {                                \
+        name, __builtin_return_address(0) \
+    }
 
 namespace simt {
 namespace {
@@ -100,15 +102,14 @@ void check_operand(Call call, const char* which, Product& p, uint64_t descriptor
     const uint32_t pattern = 8 * operand.width;
     if (descriptor >> 49 & 7) fail(call, "%s: a base offset is set; tiles must begin a swizzle's pattern", which);
     if (operand.swizzle != Swizzle::none && operand.start % pattern >= operand.width)
-        fail(call, "%s: the tile at byte %u does not begin in the first row of its swizzle's %u bytes", which, operand.start,
-             pattern);
+        fail(call, "%s: the tile at byte %u does not begin in the first row of its swizzle's %u bytes", which,
+             operand.start, pattern);
     if (!transposed && operand.swizzle != Swizzle::none && operand.start % operand.width + 32 > operand.width)
         fail(call, "%s: 16 k from byte %u cross the end of a row of %u bytes", which, operand.start, operand.width);
     operand.for_each_piece(rows, [&](uint32_t at) {
         if (at + 16 > self.block->shared_bytes)
             fail(call, "%s: reads byte %u of %zu bytes of shared memory", which, at, self.block->shared_bytes);
-        if (a.arriving[at / 16])
-            fail(call, "%s: a TMA load to byte %u of shared memory is on its way", which, at);
+        if (a.arriving[at / 16]) fail(call, "%s: a TMA load to byte %u of shared memory is on its way", which, at);
         if (first) p.pieces.push_back(static_cast<uint16_t>(at / 16));
     });
     if (kChecking) operand.for_each_piece(rows, [&](uint32_t at) { check_async_read(at, 16, call.pc); });
@@ -168,16 +169,29 @@ void wgmma(float* d, unsigned n, uint64_t a, const uint32_t* a_registers, uint64
     if (first) {
         if (on_the_way && held->accumulators->n != n) fail(call, "another shape of the D that is on its way");
         async_state().publish();
-        g.products.push_back({a, b, n, a_registers != nullptr, a_transposed, b_transposed, accumulate, group, 0, self.thread,
-                              call.pc, on_the_way ? held->accumulators : new_accumulators(n), {}, {}});
+        g.products.push_back({a,
+                              b,
+                              n,
+                              a_registers != nullptr,
+                              a_transposed,
+                              b_transposed,
+                              accumulate,
+                              group,
+                              0,
+                              self.thread,
+                              call.pc,
+                              on_the_way ? held->accumulators : new_accumulators(n),
+                              {},
+                              {}});
         if (a_registers) g.products.back().a_values.resize(64 * 16);
     }
     Product& p = g.products[index];
-    if (p.a != a || p.b != b || p.n != n || p.a_registers != (a_registers != nullptr) || p.a_transposed != a_transposed ||
-        p.b_transposed != b_transposed || p.accumulate != accumulate)
+    if (p.a != a || p.b != b || p.n != n || p.a_registers != (a_registers != nullptr) ||
+        p.a_transposed != a_transposed || p.b_transposed != b_transposed || p.accumulate != accumulate)
         fail(call, "other arguments than thread %s of the warpgroup gave at %s", thread_name(p.first).c_str(),
              source_line(p.pc).c_str());
-    if (p.group != group) fail(call, "in another group than for thread %s of the warpgroup", thread_name(p.first).c_str());
+    if (p.group != group)
+        fail(call, "in another group than for thread %s of the warpgroup", thread_name(p.first).c_str());
     if (on_the_way && held->accumulators != p.accumulators)
         fail(call, "adds to another D than for thread %s of the warpgroup", thread_name(p.first).c_str());
     if (first || (kChecking && self.lane == 0)) {  // once for all, and for the order of accesses once for each warp

@@ -10,7 +10,7 @@ namespace simt {
 
 // 64 x n accumulators while products add to them, dense; the lanes' own registers are poisoned meanwhile.
 struct Accumulators {
-    unsigned n = 0, taken = 0;     // lanes that have their part back
+    unsigned n = 0, taken = 0;      // lanes that have their part back
     alignas(64) float d[64 * 256];  // (64,n)
 };
 
@@ -41,8 +41,8 @@ struct Operand {
           transposed(is_transposed) {
         width = 16u << static_cast<unsigned>(swizzle);
     }
-    // The address of the 16 bytes with 8 k of one row (row, 8*part..), or if transposed with 8 rows of one k (8*part.., row).
-    // PTX ISA, "Matrix Descriptor Format", "Strides" and the canonical layouts.
+    // The address of the 16 bytes with 8 k of one row (row, 8*part..), or if transposed with 8 rows of one k (8*part..,
+    // row). PTX ISA, "Matrix Descriptor Format", "Strides" and the canonical layouts.
     SIMT_INLINE uint32_t piece(unsigned row, unsigned part) const {
         uint32_t at = start;
         if (!transposed)  // 8 rows `width` apart
@@ -61,7 +61,7 @@ struct Operand {
             for (unsigned part = 0; part < parts; part++) visit(piece(row, part));
     }
 
- private:
+  private:
     static constexpr uint32_t field(uint64_t descriptor, unsigned bit) {
         return static_cast<uint32_t>(descriptor >> bit & 0x3fff) << 4;
     }

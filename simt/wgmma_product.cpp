@@ -99,7 +99,8 @@ SIMT_INLINE void multiply_tile(float* d, size_t n, const float* a, size_t row_st
         for (int c = 0; c < COLUMNS; c++) row[c] = wide_load(b + 256 * k + 16 * c);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; r++)
-            for (int c = 0; c < COLUMNS; c++) wide_fma(acc[r][c], a[static_cast<size_t>(r) * row_step + k * k_step], row[c]);
+            for (int c = 0; c < COLUMNS; c++)
+                wide_fma(acc[r][c], a[static_cast<size_t>(r) * row_step + k * k_step], row[c]);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; r++)

@@ -4,8 +4,8 @@
 #include <string>
 #include <thread>
 
-// Calls body() on an OS thread of its own with SIMT_SEED set to `seed`, or unset if that is null: an engine reads it when its
-// thread launches its first kernel. A GPU does not care. In body CHECK, not REQUIRE.
+// Calls body() on an OS thread of its own with SIMT_SEED set to `seed`, or unset if that is null: an engine reads it
+// when its thread launches its first kernel. A GPU does not care. In body CHECK, not REQUIRE.
 template <class Body>
 void with_seed(const char* seed, Body&& body) {
     const std::string before = std::getenv("SIMT_SEED") ? std::getenv("SIMT_SEED") : "";

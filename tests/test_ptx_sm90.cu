@@ -102,13 +102,15 @@ __global__ void load_kernel(uint32_t* out, const __grid_constant__ TensorMap map
     }
     __syncthreads();
     mbarrier_wait(&shared.barrier, 0);
-    for (int i = static_cast<int>(threadIdx.x); i < bytes / 4; i += static_cast<int>(blockDim.x)) out[i] = shared.tile[i];
+    for (int i = static_cast<int>(threadIdx.x); i < bytes / 4; i += static_cast<int>(blockDim.x))
+        out[i] = shared.tile[i];
 }
 // `in`, as it shall lie in shared memory, to a box of the tensor.
 template <int RANK>
 __global__ void store_kernel(const uint32_t* in, const __grid_constant__ TensorMap map, Corner corner, int bytes) {
     BoxShared& shared = shared_as<BoxShared>();
-    for (int i = static_cast<int>(threadIdx.x); i < bytes / 4; i += static_cast<int>(blockDim.x)) shared.tile[i] = in[i];
+    for (int i = static_cast<int>(threadIdx.x); i < bytes / 4; i += static_cast<int>(blockDim.x))
+        shared.tile[i] = in[i];
     fence_proxy_async();
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -182,7 +184,7 @@ struct Operands {  // how the images in shared memory are to be read
     Swizzle a_swizzle, b_swizzle;
     unsigned a_leading, a_stride, b_leading, b_stride;
     int a_step[STEPS], b_step[STEPS];  // bytes from the first 16 k to the others
-    int restart;                      // the step that overwrites D; -1: none
+    int restart;                       // the step that overwrites D; -1: none
 };
 struct ProductShared {
     alignas(1024) uint32_t a[64 * K / 2];
@@ -217,7 +219,8 @@ __global__ void __launch_bounds__(128) product_kernel(float* out, const uint32_t
         if constexpr (REGISTERS)
             wgmma_rs<N, B_TRANSPOSED>(d, a_regs[k], b_k, k != o.restart);
         else
-            wgmma_ss<N, A_TRANSPOSED, B_TRANSPOSED>(d, wgmma_advance(a, static_cast<unsigned>(o.a_step[k])), b_k, k != o.restart);
+            wgmma_ss<N, A_TRANSPOSED, B_TRANSPOSED>(d, wgmma_advance(a, static_cast<unsigned>(o.a_step[k])), b_k,
+                                                    k != o.restart);
         if (k == 1) wgmma_commit();  // two groups
     }
     wgmma_commit();
@@ -230,10 +233,12 @@ __global__ void __launch_bounds__(128) product_kernel(float* out, const uint32_t
 
 template <int N, bool A_TRANSPOSED, bool B_TRANSPOSED, bool REGISTERS>
 void test_product(Swizzle a_swizzle, Swizzle b_swizzle, bool accumulate, unsigned spread = 1, int restart = 0) {
-    CAPTURE(N, A_TRANSPOSED, B_TRANSPOSED, REGISTERS, static_cast<int>(a_swizzle), static_cast<int>(b_swizzle), accumulate,
-            spread, restart);
-    Random random(static_cast<uint64_t>(N) * 8 + static_cast<uint64_t>(a_swizzle) * 3 + static_cast<uint64_t>(b_swizzle));
-    const std::vector<__nv_bfloat16> A = random.normals<__nv_bfloat16>(64 * K), B = random.normals<__nv_bfloat16>(N * K);
+    CAPTURE(N, A_TRANSPOSED, B_TRANSPOSED, REGISTERS, static_cast<int>(a_swizzle), static_cast<int>(b_swizzle),
+            accumulate, spread, restart);
+    Random random(static_cast<uint64_t>(N) * 8 + static_cast<uint64_t>(a_swizzle) * 3 +
+                  static_cast<uint64_t>(b_swizzle));
+    const std::vector<__nv_bfloat16> A = random.normals<__nv_bfloat16>(64 * K),
+                                     B = random.normals<__nv_bfloat16>(N * K);
     const OperandImage a(A, 64, K, a_swizzle, A_TRANSPOSED), b(B, N, K, b_swizzle, B_TRANSPOSED, spread);
     Operands o{a_swizzle, b_swizzle, a.leading, a.stride, b.leading, b.stride, {}, {}, accumulate ? -1 : restart};
     for (int k = 0; k < STEPS; k++) {
@@ -245,7 +250,8 @@ void test_product(Swizzle a_swizzle, Swizzle b_swizzle, bool accumulate, unsigne
         for (int t = 0; t < 128; t++)
             for (int i = 0; i < 8; i++)
                 registers[static_cast<size_t>((k * 128 + t) * 4 + i / 2)] |=
-                    static_cast<uint32_t>(__bfloat16_as_ushort(A[static_cast<size_t>(a_row(t, i) * K + 16 * k + a_column(t, i))]))
+                    static_cast<uint32_t>(
+                        __bfloat16_as_ushort(A[static_cast<size_t>(a_row(t, i) * K + 16 * k + a_column(t, i))]))
                     << i % 2 * 16;
     std::vector<float> d(128 * N / 2);
     for (float& x : d) x = accumulate ? static_cast<float>(random.normal()) : NAN;
@@ -270,8 +276,8 @@ void test_product(Swizzle a_swizzle, Swizzle b_swizzle, bool accumulate, unsigne
             if (std::isnan(error)) worst = INFINITY;
         }
     }
-    // bf16 products are exact in fp32. Tensor cores cut off rather than round: at most 2^-23 of the partial sum each time a
-    // product is added, 64 times at most.
+    // bf16 products are exact in fp32. Tensor cores cut off rather than round: at most 2^-23 of the partial sum each
+    // time a product is added, 64 times at most.
     CHECK(worst <= K * 0x1p-23);
 }
 
@@ -283,7 +289,8 @@ TEST_CASE("mbarriers hand tiles from a warp to others", "[ptx][sm90]") {
     std::vector<float> want;
     for (int b = 0; b < 2; b++)
         for (int w = 0; w < 4; w++)
-            for (int r = 0; r < ROUNDS; r++) want.push_back(static_cast<float>((32 * (1000 * b + 100 * r) + 496) * (w + 1)));
+            for (int r = 0; r < ROUNDS; r++)
+                want.push_back(static_cast<float>((32 * (1000 * b + 100 * r) + 496) * (w + 1)));
     for (const char* seed : {static_cast<const char*>(nullptr), "1", "2", "3", "4", "5", "6", "7", "8"}) {
         sums.poison();
         with_seed(seed, [&] { launch(pipeline_kernel, 2, 160, sizeof(PipeShared), nullptr, sums.data); });
@@ -296,7 +303,8 @@ TEST_CASE("named barriers hold some of the warps", "[ptx][sm90]") {
     Device<float> out(96);
     launch(named_barrier_kernel, 1, 96, sizeof(HandShared), nullptr, out.data);
     const std::vector<float> got = out.read();
-    for (int i = 64; i < 96; i++) CHECK(got[static_cast<size_t>(i)] == static_cast<float>(63 - (i - 64) + 31 - (i - 64) + 4));
+    for (int i = 64; i < 96; i++)
+        CHECK(got[static_cast<size_t>(i)] == static_cast<float>(63 - (i - 64) + 31 - (i - 64) + 4));
 }
 
 TEST_CASE("TMA moves boxes, with every swizzle, inside and outside the tensor", "[ptx][sm90]") {

@@ -1,5 +1,5 @@
-// Hopper's instructions together, as real kernels use them: a producer warp that loads by TMA, warpgroups that multiply and
-// store, and the two products of attention. Against float64, on both machines.
+// Hopper's instructions together, as real kernels use them: a producer warp that loads by TMA, warpgroups that multiply
+// and store, and the two products of attention. Against float64, on both machines.
 #include "schedule.h"
 #include "test_sm90.h"
 
@@ -7,8 +7,8 @@ namespace {
 
 using bf16 = __nv_bfloat16;
 
-// Where element (row, column) of a tile with rows of 128 bytes and swizzle b128 lies, in bytes: piece (16 bytes) number p
-// of row r stands at p ^ r%8.
+// Where element (row, column) of a tile with rows of 128 bytes and swizzle b128 lies, in bytes: piece (16 bytes) number
+// p of row r stands at p ^ r%8.
 __device__ __forceinline__ int b128_byte(int row, int column) {
     return row * 128 + ((column / 8) ^ (row % 8)) * 16 + column % 8 * 2;
 }
@@ -24,9 +24,9 @@ struct GemmShared {
     uint64_t full[STAGES], empty[STAGES];
 };
 
-__global__ void __launch_bounds__(384, 1) gemm_kernel(const __grid_constant__ TensorMap a_map,
-                                                      const __grid_constant__ TensorMap b_map,
-                                                      const __grid_constant__ TensorMap c_map, int steps) {
+__global__ void __launch_bounds__(384, 1)
+    gemm_kernel(const __grid_constant__ TensorMap a_map, const __grid_constant__ TensorMap b_map,
+                const __grid_constant__ TensorMap c_map, int steps) {
     GemmShared& shared = shared_as<GemmShared>();
     const int t = static_cast<int>(threadIdx.x), group = t / 128 - 1, m0 = static_cast<int>(blockIdx.x) * BM,
               n0 = static_cast<int>(blockIdx.y) * BN;
@@ -146,9 +146,9 @@ struct AttentionShared {
 
 // o (64,HS); q (64,HS), k and v (KEYS,HS), as maps of boxes 64 columns wide
 template <int HS>
-__global__ void __launch_bounds__(128, 1) two_products_kernel(float* o, const __grid_constant__ TensorMap q_map,
-                                                              const __grid_constant__ TensorMap k_map,
-                                                              const __grid_constant__ TensorMap v_map, float scale) {
+__global__ void __launch_bounds__(128, 1)
+    two_products_kernel(float* o, const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap k_map,
+                        const __grid_constant__ TensorMap v_map, float scale) {
     auto& shared = shared_as<AttentionShared<HS>>();
     const int t = static_cast<int>(threadIdx.x);
     if (t == 0) {
@@ -180,7 +180,8 @@ __global__ void __launch_bounds__(128, 1) two_products_kernel(float* o, const __
     for (int i = 0; i < KEYS / 16; i++)
 #pragma unroll
         for (int r = 0; r < 4; r++) p[i][r] = pack_bf16(s[8 * i + 2 * r] * scale, s[8 * i + 2 * r + 1] * scale);
-    const uint64_t v = wgmma_descriptor(shared.v[0], Swizzle::b128, KEYS * 128, 1024);  // MN-major: halves KEYS*128 apart
+    const uint64_t v =
+        wgmma_descriptor(shared.v[0], Swizzle::b128, KEYS * 128, 1024);  // MN-major: halves KEYS*128 apart
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < KEYS / 16; i++)
@@ -201,8 +202,9 @@ void test_two_products() {
     Device<bf16> q(Q), k(K), v(V);
     Device<float> o(64 * HS);
     const float scale = 0.125f;
-    launch(two_products_kernel<HS>, 1, 128, sizeof(AttentionShared<HS>), nullptr, o.data, matrix_map(q.data, 64, HS, HS, 64),
-           matrix_map(k.data, KEYS, HS, HS, KEYS), matrix_map(v.data, KEYS, HS, HS, KEYS), scale);
+    launch(two_products_kernel<HS>, 1, 128, sizeof(AttentionShared<HS>), nullptr, o.data,
+           matrix_map(q.data, 64, HS, HS, 64), matrix_map(k.data, KEYS, HS, HS, KEYS),
+           matrix_map(v.data, KEYS, HS, HS, KEYS), scale);
     const std::vector<float> got = o.read();
     const std::vector<double> x = to_double(Q), y = to_double(K), z = to_double(V);
     double worst = 0;

@@ -1,5 +1,5 @@
-// Misused Hopper instructions: each fault is planted in a kernel that is sound without it, and the CPU machine must report
-// it, or show stale data, as hardware would. What only the checking mode sees is said so.
+// Misused Hopper instructions: each fault is planted in a kernel that is sound without it, and the CPU machine must
+// report it, or show stale data, as hardware would. What only the checking mode sees is said so.
 #include "test_sm90.h"
 
 #if __has_include(<simt.h>)  // the CPU machine's include path
@@ -145,7 +145,10 @@ __global__ void product_kernel(float* out, const __grid_constant__ TensorMap map
     }
     if (fault == THREE_WARPS && t >= 96) return;
     const uint64_t a = wgmma_descriptor(shared.a + (fault == TILE_OFF_PATTERN ? 32 : 0), Swizzle::b128, 16, 1024);
-    const uint64_t b = wgmma_descriptor(shared.b, Swizzle::b128, 16, fault == BEYOND_SHARED ? 8192 : fault == ODD_STRIDE ? 8 : 1024);
+    const uint64_t b = wgmma_descriptor(shared.b, Swizzle::b128, 16,
+                                        fault == BEYOND_SHARED ? 8192
+                                        : fault == ODD_STRIDE  ? 8
+                                                               : 1024);
     float d[32];
     uint32_t ones[4] = {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u};
     for (float& x : d) x = 1.0f;
@@ -214,12 +217,14 @@ TEST_CASE("misused mbarriers are reported", "[simt][faults][sm90]") {
     const std::string kernel = "kernel (anonymous namespace)::barrier_kernel(";
     require(f.barrier(NOT_INITIALISED), {"no mbarrier was initialised at byte 16384", kernel, "block (0,0,0)", HERE});
     require(f.barrier(INITIALISED_TWICE), {"mbarrier_init: the mbarrier at byte 16384 is initialised already", HERE});
-    require(f.barrier(MISALIGNED_BARRIER), {"mbarrier_init: the shared address 4 is 4 bytes off a multiple of 8", HERE});
+    require(f.barrier(MISALIGNED_BARRIER),
+            {"mbarrier_init: the shared address 4 is 4 bytes off a multiple of 8", HERE});
     require(f.barrier(TOO_MANY_ARRIVALS), {"has all 32 arrivals of phase 0 already", kernel, HERE});
     require(f.barrier(OVERWRITTEN_BARRIER), {CHECKING ? "race" : "the mbarrier at byte 16384 was overwritten", HERE});
     require(f.barrier(BAD_PARITY), {"mbarrier_wait: the parity is 2; 0 or 1 can be", HERE});
-    require(f.barrier(ARRIVAL_MISSING), {"deadlock", "mbarrier at byte 16384: parity 0 awaited by 32 threads, first (32,0,0)",
-                                         "in phase 0, 1 of 32 arrivals pending, 0 bytes pending", kernel});
+    require(f.barrier(ARRIVAL_MISSING),
+            {"deadlock", "mbarrier at byte 16384: parity 0 awaited by 32 threads, first (32,0,0)",
+             "in phase 0, 1 of 32 arrivals pending, 0 bytes pending", kernel});
     require(f.barrier(BYTES_MISSING), {"deadlock", "0 of 32 arrivals pending, 48 bytes pending"});
     if (CHECKING) require(f.barrier(READ_WITHOUT_WAIT), {kernel, HERE});
 }
@@ -230,7 +235,8 @@ TEST_CASE("misused TMA copies are reported or give stale data", "[simt][faults][
     CHECK(f.tensor.read()[77] == 78.0f);
     const std::string kernel = "kernel (anonymous namespace)::copy_kernel(", block = "block (0,0,0), thread (0,0,0)";
     require(f.copy(NO_INIT_FENCE), {"tma_load_2d: no mbarrier_init_fence after", kernel, block, HERE});
-    require(f.copy(MISALIGNED_TILE), {"tma_load_2d: the shared address 128 is 128 bytes off a multiple of 1024", block, HERE});
+    require(f.copy(MISALIGNED_TILE),
+            {"tma_load_2d: the shared address 128 is 128 bytes off a multiple of 1024", block, HERE});
     require(f.copy(OTHER_RANK), {"tma_load_3d: the map is of a tensor of rank 2", block, HERE});
     require(f.copy(FOREIGN_MAP), {"not a map that make_tensor_map made", block, HERE});
     require(f.copy(LOAD_TWICE), {"another load to byte 0 of shared memory is on its way", block, HERE});
@@ -245,13 +251,13 @@ TEST_CASE("misused TMA copies are reported or give stale data", "[simt][faults][
     const std::vector<float> before = f.tensor.read();
     const std::string unfenced = f.copy(STORE_WITHOUT_FENCE);
     if (CHECKING)
-        require(unfenced, {"missing fence: the async proxy reads 1 bytes of shared memory", "without a fence_proxy_async", HERE});
+        require(unfenced,
+                {"missing fence: the async proxy reads 1 bytes of shared memory", "without a fence_proxy_async", HERE});
     else
         CHECK((unfenced == "" && f.tensor.read() == before));  // what the load brought, without the additions
     require(f.copy(STORE_NOT_COMMITTED), {"a TMA store was not committed", kernel});
     require(f.copy(STORE_NOT_AWAITED), {"a TMA store may still read shared memory", kernel, block});
-    if (CHECKING)
-        require(f.copy(STORE_OVERWRITTEN), {"which a product or copy on its way still reads", block, HERE});
+    if (CHECKING) require(f.copy(STORE_OVERWRITTEN), {"which a product or copy on its way still reads", block, HERE});
 }
 
 TEST_CASE("tensor maps that the driver would refuse are refused", "[simt][faults][sm90]") {
@@ -282,7 +288,8 @@ TEST_CASE("misused wgmma is reported or gives stale data", "[simt][faults][sm90]
     require(f.product(OTHER_DESCRIPTOR), {"wgmma_ss: other arguments than thread (", kernel, HERE});
     require(f.product(OTHER_GROUP), {"wgmma_rs: in another group than for thread (", kernel, HERE});
     require(f.product(NOT_AWAITED), {"a wgmma product was never waited for", kernel});
-    require(f.product(THREE_WARPS), {"deadlock", "wgmma_wait: 96 threads, first (", "that 96 of 128 threads have issued", HERE});
+    require(f.product(THREE_WARPS),
+            {"deadlock", "wgmma_wait: 96 threads, first (", "that 96 of 128 threads have issued", HERE});
     require(f.product(SOUND, 96), {"wgmma_fence: needs a warpgroup of 128 threads; the block's last has 96", HERE});
     require(f.product(TILE_OFF_PATTERN), {"wgmma_ss: A: the tile at byte 128 does not begin in the first row", HERE});
     require(f.product(BEYOND_SHARED), {"B: reads byte 24576 of 17408 bytes of shared memory", kernel, HERE});
@@ -293,7 +300,8 @@ TEST_CASE("misused wgmma is reported or gives stale data", "[simt][faults][sm90]
     const std::string unfenced = f.product(NO_PROXY_FENCE);
     if (CHECKING) {
         require(unfenced, {"missing fence: the async proxy reads", "without a fence_proxy_async", kernel, HERE});
-        require(f.product(OPERAND_STORED_OVER), {"which a product or copy on its way still reads", "thread (77,0,0)", HERE});
+        require(f.product(OPERAND_STORED_OVER),
+                {"which a product or copy on its way still reads", "thread (77,0,0)", HERE});
     } else {
         CHECK(unfenced == "");
         for (float x : f.out.read()) REQUIRE(std::isnan(x));
@@ -308,7 +316,8 @@ TEST_CASE("misused named barriers and registers are reported", "[simt][faults][s
     require(f.split(ODD_THREADS), {"named_barrier_sync: 60 threads; a multiple of 32", kernel, HERE});
     require(f.split(OTHER_THREADS), {"named_barrier_sync: barrier 1 for ", ", but thread (", kernel, HERE});
     require(f.split(COME_TWICE), {"the thread has come to barrier 1 already", "thread (7,0,0)", HERE});
-    require(f.split(WARP_MISSING), {"deadlock", "named barrier 1: 32 threads, first (0,0,0), wait; 32 of 64 have come"});
+    require(f.split(WARP_MISSING),
+            {"deadlock", "named barrier 1: 32 threads, first (0,0,0), wait; 32 of 64 have come"});
     require(f.split(NO_REGISTERS), {"deadlock", "registers_raise: 4 threads, first (128,0,0), wait", "0 are free"});
     require(f.split(RAISED_TO_FEWER), {"registers_raise: to 32; the warp has 40 registers a thread", kernel, HERE});
     require(f.split(ONE_WARP_LOWERS), {"registers were set in warp 1", "other than in warp 0", kernel});

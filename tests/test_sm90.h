@@ -18,9 +18,9 @@ inline size_t swizzled(Swizzle swizzle, size_t byte) {
     static const size_t pieces_32[2][8] = {{0, 1, 2, 3, 4, 5, 6, 7}, {1, 0, 3, 2, 5, 4, 7, 6}};
     static const size_t pieces_64[4][8] = {
         {0, 1, 2, 3, 4, 5, 6, 7}, {1, 0, 3, 2, 5, 4, 7, 6}, {2, 3, 0, 1, 6, 7, 4, 5}, {3, 2, 1, 0, 7, 6, 5, 4}};
-    static const size_t pieces_128[8][8] = {{0, 1, 2, 3, 4, 5, 6, 7}, {1, 0, 3, 2, 5, 4, 7, 6}, {2, 3, 0, 1, 6, 7, 4, 5},
-                                            {3, 2, 1, 0, 7, 6, 5, 4}, {4, 5, 6, 7, 0, 1, 2, 3}, {5, 4, 7, 6, 1, 0, 3, 2},
-                                            {6, 7, 4, 5, 2, 3, 0, 1}, {7, 6, 5, 4, 3, 2, 1, 0}};
+    static const size_t pieces_128[8][8] = {
+        {0, 1, 2, 3, 4, 5, 6, 7}, {1, 0, 3, 2, 5, 4, 7, 6}, {2, 3, 0, 1, 6, 7, 4, 5}, {3, 2, 1, 0, 7, 6, 5, 4},
+        {4, 5, 6, 7, 0, 1, 2, 3}, {5, 4, 7, 6, 1, 0, 3, 2}, {6, 7, 4, 5, 2, 3, 0, 1}, {7, 6, 5, 4, 3, 2, 1, 0}};
     const size_t line = byte / 128, piece = byte / 16 % 8;
     const size_t moved = swizzle == Swizzle::none  ? piece
                          : swizzle == Swizzle::b32 ? pieces_32[line % 2][piece]
@@ -29,8 +29,8 @@ inline size_t swizzled(Swizzle swizzle, size_t byte) {
     return line * 128 + moved * 16 + byte % 16;
 }
 
-// "WGMMA .m64nNk16 register fragment layout": element i of a thread's 8 elements of A (bf16, two to a register) and of its N/2
-// elements of D.
+// "WGMMA .m64nNk16 register fragment layout": element i of a thread's 8 elements of A (bf16, two to a register) and of
+// its N/2 elements of D.
 inline int a_row(int t, int i) {
     return 16 * (t / 32) + t % 32 / 4 + (i / 2 % 2 ? 8 : 0);
 }
@@ -44,8 +44,8 @@ inline int d_column(int t, int i) {
     return i / 4 * 8 + t % 4 * 2 + i % 2;
 }
 
-// A (rows are its rows) or B (rows are its columns) for wgmma, as it lies in shared memory, with the strides of its descriptor:
-// "Strides" of the matrix descriptor, leading-dimension and stride-dimension byte offset.
+// A (rows are its rows) or B (rows are its columns) for wgmma, as it lies in shared memory, with the strides of its
+// descriptor: "Strides" of the matrix descriptor, leading-dimension and stride-dimension byte offset.
 struct OperandImage {
     Swizzle swizzle;
     bool transposed;
@@ -78,8 +78,9 @@ struct OperandImage {
             return static_cast<size_t>(r / 8 * static_cast<int>(stride) + c / 8 * static_cast<int>(leading) +
                                        (transposed ? c % 8 * 16 + r % 8 * 2 : r % 8 * 16 + c % 8 * 2));
         const int group = w / 2, next8 = static_cast<int>(stride);
-        const int dense = transposed ? r / group * (k / 8 * next8) + c / 8 * next8 + c % 8 * w + r % group * 2  // k after k
-                                     : c / group * (rows / 8 * next8) + r / 8 * next8 + r % 8 * w + c % group * 2;
+        const int dense = transposed
+                              ? r / group * (k / 8 * next8) + c / 8 * next8 + c % 8 * w + r % group * 2  // k after k
+                              : c / group * (rows / 8 * next8) + r / 8 * next8 + r % 8 * w + c % group * 2;
         return swizzled(swizzle, static_cast<size_t>(dense));
     }
     // Where 16*step k further on begin, seen from the first.

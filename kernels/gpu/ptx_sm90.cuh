@@ -44,16 +44,17 @@ __device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* barrier, unsign
 // Returns once the current or previous phase, the one whose number has this parity (0 or 1), has ended: on a fresh
 // barrier parity 1 returns at once.
 __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, unsigned parity) {
-    SM90_ASM("{\n"
-             ".reg .pred done;\n"
-             "AGAIN:\n"
-             "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-             "@done bra DONE;\n"
-             "bra AGAIN;\n"
-             "DONE:\n"
-             "}\n" ::"r"(shared_address(barrier)),
-             "r"(parity)
-             : "memory");
+    SM90_ASM(
+        "{\n"
+        ".reg .pred done;\n"
+        "AGAIN:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@done bra DONE;\n"
+        "bra AGAIN;\n"
+        "DONE:\n"
+        "}\n" ::"r"(shared_address(barrier)),
+        "r"(parity)
+        : "memory");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -63,22 +64,26 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, unsigned parity
 
 // Asynchronous: `to` must not be touched until a wait on `barrier`, which counts the box's bytes.
 __device__ __forceinline__ void tma_load_2d(void* to, const TensorMap& map, uint64_t* barrier, int c0, int c1) {
-    SM90_ASM("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];\n"
-             ::"r"(shared_address(to)), "l"(&map), "r"(shared_address(barrier)), "r"(c0), "r"(c1)
-             : "memory");
+    SM90_ASM(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], "
+        "[%2];\n" ::"r"(shared_address(to)),
+        "l"(&map), "r"(shared_address(barrier)), "r"(c0), "r"(c1)
+        : "memory");
 }
 __device__ __forceinline__ void tma_load_3d(void* to, const TensorMap& map, uint64_t* barrier, int c0, int c1, int c2) {
-    SM90_ASM("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-             "[%0], [%1, {%3, %4, %5}], [%2];\n" ::"r"(shared_address(to)),
-             "l"(&map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2)
-             : "memory");
+    SM90_ASM(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+        "[%0], [%1, {%3, %4, %5}], [%2];\n" ::"r"(shared_address(to)),
+        "l"(&map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2)
+        : "memory");
 }
 __device__ __forceinline__ void tma_load_4d(void* to, const TensorMap& map, uint64_t* barrier, int c0, int c1, int c2,
                                             int c3) {
-    SM90_ASM("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-             "[%0], [%1, {%3, %4, %5, %6}], [%2];\n" ::"r"(shared_address(to)),
-             "l"(&map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
-             : "memory");
+    SM90_ASM(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+        "[%0], [%1, {%3, %4, %5, %6}], [%2];\n" ::"r"(shared_address(to)),
+        "l"(&map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+        : "memory");
 }
 
 // Reads the box through the async proxy: fence_proxy_async by the threads that wrote it and a barrier come first. A
@@ -127,8 +132,8 @@ __device__ __forceinline__ void fence_proxy_async() {
 // arguments. D (64 x N, fp32) += A (64 x 16) B (16 x N), bf16; N a multiple of 16 up to 256.
 //
 // Asynchronous: from wgmma_ss or wgmma_rs until a wgmma_wait that covers its group, D and an A in registers must be
-// neither read nor written, the variables must stay alive, and A and B in shared memory must not change. Products of the
-// same D follow each other without waiting. Before the first product, and before each one whose registers ordinary
+// neither read nor written, the variables must stay alive, and A and B in shared memory must not change. Products of
+// the same D follow each other without waiting. Before the first product, and before each one whose registers ordinary
 // code has touched since, comes a wgmma_fence.
 //
 // Thread t = 32*warp + lane of the warpgroup holds of D, for j < N/8, i < 2, e < 2:
@@ -136,14 +141,15 @@ __device__ __forceinline__ void fence_proxy_async() {
 // and of an A in registers the same rows: a[2*h + i] = columns 8*h + 2*(lane%4) (low half), + 1 of row
 // 16*warp + lane/4 + 8*i, for h < 2: so pack_bf16 of d[8*k..8*k+7] in pairs is A for the k-th 16 columns of D.
 
-// The descriptor of A or B in shared memory. "Rows" are A's rows and B's columns, "k" is what the product sums over. W =
-// 32, 64, 128 is the swizzle's width in bytes; tile is 16-byte aligned and begins a swizzle's pattern (see TMA).
+// The descriptor of A or B in shared memory. "Rows" are A's rows and B's columns, "k" is what the product sums over. W
+// = 32, 64, 128 is the swizzle's width in bytes; tile is 16-byte aligned and begins a swizzle's pattern (see TMA).
 //   K-major (not transposed; k is contiguous)
-//     none:  8 rows x 8 k lie in 128 bytes, row after row; the next 8 k at leading_bytes, the next 8 rows at stride_bytes
-//     W:     rows of W bytes; the next 8 rows at stride_bytes (8*W where dense); leading_bytes is not used
+//     none:  8 rows x 8 k lie in 128 bytes, row after row; the next 8 k at leading_bytes, the next 8 rows at
+//     stride_bytes W:     rows of W bytes; the next 8 rows at stride_bytes (8*W where dense); leading_bytes is not used
 //   MN-major (transposed; rows are contiguous)
 //     none:  8 k x 8 rows lie in 128 bytes, k after k; the next 8 k at leading_bytes, the next 8 rows at stride_bytes
-//     W:     k after k, of each W/2 rows in W bytes; the next W/2 rows at leading_bytes, the next 8 k at stride_bytes (8*W
+//     W:     k after k, of each W/2 rows in W bytes; the next W/2 rows at leading_bytes, the next 8 k at stride_bytes
+//     (8*W
 //            where dense)
 __device__ __forceinline__ uint64_t wgmma_descriptor(const void* tile, Swizzle swizzle, unsigned leading_bytes,
                                                      unsigned stride_bytes) {
@@ -152,8 +158,8 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(const void* tile, Swizzle s
            static_cast<uint64_t>((leading_bytes & 0x3ffffu) >> 4) << 16 |
            static_cast<uint64_t>((stride_bytes & 0x3ffffu) >> 4) << 32 | static_cast<uint64_t>(mode) << 62;
 }
-// The same matrix `bytes` (a multiple of 16) further on: 32 for the next 16 k within a swizzled K-major row, 2 * stride_bytes
-// for the next 16 k of a dense MN-major tile, a multiple of 8 rows for other rows of a K-major one.
+// The same matrix `bytes` (a multiple of 16) further on: 32 for the next 16 k within a swizzled K-major row, 2 *
+// stride_bytes for the next 16 k of a dense MN-major tile, a multiple of 8 rows for other rows of a K-major one.
 __device__ __forceinline__ uint64_t wgmma_advance(uint64_t descriptor, unsigned bytes) {
     return descriptor + (bytes >> 4);
 }
@@ -198,7 +204,8 @@ __device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
 }
 
 // Registers per thread, by a whole warpgroup: R a multiple of 8 in 24..256. The kernel has a bound at entry,
-// __launch_bounds__(threads, 1), and no more than threads * that are given out; raising waits until others have lowered.
+// __launch_bounds__(threads, 1), and no more than threads * that are given out; raising waits until others have
+// lowered.
 template <int R>
 __device__ __forceinline__ void registers_raise() {
     static_assert(R % 8 == 0 && R >= 24 && R <= 256, "a multiple of 8 in 24..256");
