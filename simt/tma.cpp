@@ -114,7 +114,6 @@ void tma_load(void* to, const TensorMap& map, uint64_t* barrier, const int* c, i
         check_read(global, count * map.stride[0], call.pc);
     });
     memset(self.block->shared + tile, 0xff, bytes);
-    memset(a.view + tile, 0xff, bytes);
     std::fill(a.arriving.begin() + tile / 16, a.arriving.begin() + (tile + bytes) / 16, 1);
     a.loads.push_back(load);
 }
