@@ -142,15 +142,16 @@ __device__ __forceinline__ void fence_proxy_async() {
 // 16*warp + lane/4 + 8*i, for h < 2: so pack_bf16 of d[8*k..8*k+7] in pairs is A for the k-th 16 columns of D.
 
 // The descriptor of A or B in shared memory. "Rows" are A's rows and B's columns, "k" is what the product sums over. W
-// = 32, 64, 128 is the swizzle's width in bytes; tile is 16-byte aligned and begins a swizzle's pattern (see TMA).
+// is 32, 64, or 128: the swizzle's width in bytes. tile is 16-byte aligned and begins a swizzle's pattern (see TMA).
 //   K-major (not transposed; k is contiguous)
-//     none:  8 rows x 8 k lie in 128 bytes, row after row; the next 8 k at leading_bytes, the next 8 rows at
-//     stride_bytes W:     rows of W bytes; the next 8 rows at stride_bytes (8*W where dense); leading_bytes is not used
+//     none:  8 rows x 8 k lie in 128 bytes, row after row; the next 8 k at leading_bytes,
+//            the next 8 rows at stride_bytes
+//     W:     rows of W bytes; the next 8 rows at stride_bytes (8*W where dense); leading_bytes is not used
 //   MN-major (transposed; rows are contiguous)
-//     none:  8 k x 8 rows lie in 128 bytes, k after k; the next 8 k at leading_bytes, the next 8 rows at stride_bytes
-//     W:     k after k, of each W/2 rows in W bytes; the next W/2 rows at leading_bytes, the next 8 k at stride_bytes
-//     (8*W
-//            where dense)
+//     none:  8 k x 8 rows lie in 128 bytes, k after k; the next 8 k at leading_bytes,
+//            the next 8 rows at stride_bytes
+//     W:     k after k, of each W/2 rows in W bytes; the next W/2 rows at leading_bytes,
+//            the next 8 k at stride_bytes (8*W where dense)
 __device__ __forceinline__ uint64_t wgmma_descriptor(const void* tile, Swizzle swizzle, unsigned leading_bytes,
                                                      unsigned stride_bytes) {
     const unsigned mode = swizzle == Swizzle::none ? 0 : 4 - static_cast<unsigned>(swizzle);  // 1: b128, 2: b64, 3: b32
