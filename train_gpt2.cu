@@ -181,7 +181,8 @@ static void compare_settings(Run& run) {
 static void open_data(Run& run) {
     const TrainOptions& o = run.options;
     if (o.train.empty()) return;  // --init-only
-    LoaderSettings settings = {run.config.vocab, run.B, run.T, run.rank, run.ranks, o.shuffle, o.seed, o.hold_out, false};
+    LoaderSettings settings = {run.config.vocab, run.B,  run.T,      run.rank, run.ranks,
+                               o.shuffle,        o.seed, o.hold_out, false};
     run.train = loader_create(options_corpora(o), settings);
     if (run.resume_step >= 0) {
         compare_settings(run);
@@ -433,11 +434,10 @@ static int dry_run(const TrainOptions& o) {
     printf("    %-20s%s\n", "total", bytes_text(static_cast<double>(total_bytes(segments))).c_str());
     const Machine machine = find_machine();
     if (machine.found) {
-        printf("%-24s%d sequences of %d tokens (%s free on %s)\n", "largest batch",
-               largest_batch(config, sizes.T, Use::training,
-                             machine.free_bytes - std::min(sampling, machine.free_bytes)),
-               sizes.T,
-               bytes_text(static_cast<double>(machine.free_bytes)).c_str(), machine.device.c_str());
+        printf(
+            "%-24s%d sequences of %d tokens (%s free on %s)\n", "largest batch",
+            largest_batch(config, sizes.T, Use::training, machine.free_bytes - std::min(sampling, machine.free_bytes)),
+            sizes.T, bytes_text(static_cast<double>(machine.free_bytes)).c_str(), machine.device.c_str());
     } else {
         printf("%-24snot known: %s\n", "largest batch", machine.peak_source.c_str());
     }

@@ -18,8 +18,8 @@ struct WindowPosition {
     int64_t epoch = 0, window = 0;  // the next window in this epoch's order
     bool operator==(const WindowPosition&) const = default;
 };
-struct LoaderPosition {                    // what state.json keeps
-    int64_t shard = 0, token = 0;          // --no-shuffle: where the next micro-step starts, if enough is left there
+struct LoaderPosition {                   // what state.json keeps
+    int64_t shard = 0, token = 0;         // --no-shuffle: where the next micro-step starts, if enough is left there
     std::vector<WindowPosition> corpora;  // --shuffle: of each corpus; none: the beginning
     bool operator==(const LoaderPosition&) const = default;
 };

@@ -1,5 +1,5 @@
-// Micro-batches read ahead: a thread of its own takes them from the loader (page faults and disk included) and puts them
-// into pinned memory, from which the device copies them while the training thread goes on.
+// Micro-batches read ahead: a thread of its own takes them from the loader (page faults and disk included) and puts
+// them into pinned memory, from which the device copies them while the training thread goes on.
 #pragma once
 #include <condition_variable>
 #include <mutex>

@@ -22,8 +22,8 @@ struct Tokenizer {
     virtual std::string kind() const = 0;
     virtual int vocab_size() const = 0;
     virtual int eot() const = 0;  // the token that ends a text
-    // Appends the tokens of a whole text. Any number of threads may do so at once. Separator lines mean nothing here, and
-    // `<|endoftext|>` is text like any other: see dataloader/prepare.h. UserError when this tokenizer cannot.
+    // Appends the tokens of a whole text. Any number of threads may do so at once. Separator lines mean nothing here:
+    // see dataloader/prepare.h; `<|endoftext|>` is text like any other. UserError when this tokenizer cannot.
     virtual void encode(std::string_view text, std::vector<int>& tokens) const = 0;
     // A part of a text of more than `whole_text` bytes, cut where cut() says so.
     virtual void encode_part(std::string_view part, std::vector<int>& tokens) const { encode(part, tokens); }

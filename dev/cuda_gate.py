@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-BAD = ("C7508", "C7510", "C7511", "C7515")
+BAD = ("C7508", "C7510", "C7511", "C7512", "C7515")
 
 
 def main():

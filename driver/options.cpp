@@ -66,8 +66,9 @@ void add_model_options(CLI::App& app, TrainOptions& o, bool& bias, bool& tie) {
     for (const RuleSummary& rule : rule_summaries()) rules += (rules.empty() ? "" : ", ") + rule.name;
     app.add_option("--norm", o.norm, "norm scheme: " + scheme_names() + " [pre]")->group(group)->type_name("SCHEME");
     app.add_option("--residual", o.residual,
-                   "residual rule: " + rules + "; +prores multiplies its branches by ProRes's schedule, +value adds the "
-                   "value residual; prores alone is vanilla+prores [vanilla]")
+                   "residual rule: " + rules +
+                       "; +prores multiplies its branches by ProRes's schedule, +value adds the "
+                       "value residual; prores alone is vanilla+prores [vanilla]")
         ->group(group)
         ->type_name("RULE[+prores][+value]");
     app.add_option("--residual-opt", o.residual_opt, "option of the residual rule or norm scheme; repeatable")
@@ -164,7 +165,8 @@ void add_watch_options(CLI::App& app, TrainOptions& o) {
     app.add_option("--eval-every", o.eval_every, "evaluate every N updates; 0: only at the end [0]")->group(group);
     app.add_option("--sample-every", o.sample_every, "print a sample every N updates; 0: never")->group(group);
     app.add_option("--layer-stats-every", o.layer_stats_every,
-                   "log norms, activations and gates of each layer every N updates; 0: never")->group(group);
+                   "log norms, activations and gates of each layer every N updates; 0: never")
+        ->group(group);
     app.add_option("--sample-tokens", o.sample_tokens, "length of the sample [64]")->group(group);
     app.add_option("--prompt", o.prompt, "text the sample begins with; '': a new text")->group(group);
 }
@@ -262,7 +264,8 @@ void check_run(const TrainOptions& o) {
         check_belongs(o.val_batches.has_value(), "--val-batches", "--val or --hold-out");
     }
     options_corpora(o);
-    if (!o.mix.empty() && !o.shuffle) throw user_error("--mix with --no-shuffle: corpora are mixed by the shuffle only");
+    if (!o.mix.empty() && !o.shuffle)
+        throw user_error("--mix with --no-shuffle: corpora are mixed by the shuffle only");
     if (o.val_every) check_at_least("--val-every", static_cast<double>(*o.val_every), 0);
     if (o.val_batches) check_at_least("--val-batches", static_cast<double>(*o.val_batches), 0);
     if (o.eval.empty()) check_belongs(o.eval_every.has_value(), "--eval-every", "--eval");
@@ -332,8 +335,10 @@ std::vector<Corpus> options_corpora(const TrainOptions& o) {
         double share = 0;
         const char* end = text.data() + text.size();
         const bool number = equals != std::string::npos &&
-                            std::from_chars(text.data() + equals + 1, end, share).ptr == end && equals + 1 < text.size();
-        if (!number || equals == 0) throw user_error("--mix %s: it is written GLOB=SHARE, as in 'code_*.bin=0.2'", text.c_str());
+                            std::from_chars(text.data() + equals + 1, end, share).ptr == end &&
+                            equals + 1 < text.size();
+        if (!number || equals == 0)
+            throw user_error("--mix %s: it is written GLOB=SHARE, as in 'code_*.bin=0.2'", text.c_str());
         if (!(share > 0 && share < 1)) throw user_error("--mix %s: the share must lie between 0 and 1", text.c_str());
         corpora.push_back({text.substr(0, equals), share});
         corpora[0].share -= share;
@@ -370,7 +375,8 @@ ModelConfig options_config(const TrainOptions& o, const std::string& folder, std
     }
     // Options of a rule or scheme go with it; those of the other one stay.
     auto drop_options = [&](bool of_scheme) {
-        std::erase_if(c.residual_options, [&](const auto& option) { return is_scheme_option(option.first) == of_scheme; });
+        std::erase_if(c.residual_options,
+                      [&](const auto& option) { return is_scheme_option(option.first) == of_scheme; });
     };
     if (o.norm && *o.norm != c.norm_scheme) drop_options(true);
     if (o.residual && *o.residual != c.residual) drop_options(false);

@@ -1,11 +1,27 @@
 // Attention: checks shapes, computes delta, and calls the implementation of this build's precision:
-// attention_fp32.cu (exact fp32) or attention_mma_*.cu (bf16 on tensor cores). The mathematics is in
-// attention_impl.cuh.
+// attention_fp32_*.cu (exact fp32), attention_mma_*.cu (bf16 on any tensor cores) or attention_sm90_*.cu (bf16 on
+// Hopper). The mathematics is in attention_impl.cuh.
 #include "kernels/attention.cuh"
 
 #include "kernels/attention_impl.cuh"
 
 namespace {
+
+constexpr bool BF16 = sizeof(floatX) == 2;  // fp32 builds have no tensor core kernels
+AttentionKernels chosen = AttentionKernels::best;
+
+// Whether Hopper's kernels are to be used.
+bool hopper(int HS) {
+    if (!BF16 || (HS != 64 && HS != 128)) return false;
+    if (chosen != AttentionKernels::best) return chosen == AttentionKernels::hopper;
+    static const bool card = [] {
+        int device = 0, major = 0;
+        CUDA_CHECK(cudaGetDevice(&device));
+        CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+        return major == 9;
+    }();
+    return card;
+}
 
 AttentionShape checked_shape(int B, int T, int NH, int NKV, int HS) {
     CHECK(B > 0 && T > 0 && NH > 0 && NKV > 0 && NH % NKV == 0);
@@ -50,14 +66,31 @@ __global__ void __launch_bounds__(DELTA_THREADS)
 
 }  // namespace
 
+void attention_choose(AttentionKernels kernels) {
+    chosen = kernels;
+}
+bool attention_uses_hopper(int HS) {
+    return hopper(HS);
+}
+
 void attention_forward(floatX* out, float* lse, const floatX* qkv, int B, int T, int NH, int NKV, int HS,
                        cudaStream_t stream) {
-    attention_forward_tiles(out, lse, qkv, checked_shape(B, T, NH, NKV, HS), stream);
+    const AttentionShape s = checked_shape(B, T, NH, NKV, HS);
+    if constexpr (BF16)
+        if (hopper(s.HS)) return attention_forward_sm90(out, lse, qkv, s, stream);
+    attention_forward_tiles(out, lse, qkv, s, stream);
+}
+
+static size_t delta_bytes(const AttentionShape& s) {
+    return static_cast<size_t>(round_up(s.row(s.B, 0) * static_cast<int64_t>(sizeof(float)), 256));
 }
 
 size_t attention_scratch_bytes(int B, int T, int NH, int NKV, int HS) {
     const AttentionShape s = checked_shape(B, T, NH, NKV, HS);
-    return static_cast<size_t>(round_up(s.row(B, 0) * static_cast<int64_t>(sizeof(float)), 256));  // delta
+    size_t bytes = delta_bytes(s);
+    if constexpr (BF16)
+        if (hopper(s.HS)) bytes += attention_sm90_scratch_bytes(s);
+    return bytes;
 }
 
 void attention_backward(floatX* dqkv, void* scratch, const floatX* dout, const floatX* qkv, const floatX* out,
@@ -67,5 +100,9 @@ void attention_backward(floatX* dqkv, void* scratch, const floatX* dout, const f
     const int64_t rows = s.row(B, 0);
     launch(attention_delta_kernel, dim3(static_cast<unsigned>(ceil_div(rows, int64_t{DELTA_ROWS}))),
            dim3(DELTA_THREADS), sizeof(DeltaShared), stream, delta, dout, out, s);
+    if constexpr (BF16)
+        if (hopper(s.HS))
+            return attention_backward_sm90(dqkv, static_cast<char*>(scratch) + delta_bytes(s), dout, qkv, lse, delta, s,
+                                           stream);
     attention_backward_tiles(dqkv, dout, qkv, lse, delta, s, stream);
 }

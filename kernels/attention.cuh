@@ -11,6 +11,13 @@
 void attention_forward(floatX* out, float* lse, const floatX* qkv, int B, int T, int NH, int NKV, int HS,
                        cudaStream_t stream);
 
+// Which kernels run in a bf16 build: `best` (the default) means Hopper's own on such a card for head sizes 64 and 128, and
+// the portable ones elsewhere. The others are for tests and benchmarks: hopper for a head size that it has not, and
+// anything in an fp32 build, changes nothing. Scratch must have been sized under the same choice.
+enum class AttentionKernels { best, portable, hopper };
+void attention_choose(AttentionKernels kernels);
+bool attention_uses_hopper(int HS);  // under the present choice
+
 // Bytes of scratch for attention_backward, 256-byte aligned.
 size_t attention_scratch_bytes(int B, int T, int NH, int NKV, int HS);
 // dqkv (B,T,(NH+2*NKV)*HS): every element is written. Deterministic: no atomics.

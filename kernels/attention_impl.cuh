@@ -20,6 +20,9 @@
 #pragma once
 #include "kernels/common.cuh"
 
+constexpr unsigned FULL_WARP = 0xffffffffu;
+constexpr float LOG2E = 1.44269504088896341f;
+
 struct AttentionShape {
     int B, T, NH, NKV, HS;
     float scale;  // 1/sqrt(HS)
@@ -51,3 +54,9 @@ void attention_forward_tiles(floatX* out, float* lse, const floatX* qkv, Attenti
 // dqkv (B,T,(NH+2*NKV)*HS), dout (B,T,NH*HS), lse (B,NH,T), delta (B,NH,T)
 void attention_backward_tiles(floatX* dqkv, const floatX* dout, const floatX* qkv, const float* lse, const float* delta,
                               AttentionShape s, cudaStream_t stream);
+
+// The same for Hopper cards: bf16, head sizes 64 and 128. scratch: 256-byte aligned.
+void attention_forward_sm90(floatX* out, float* lse, const floatX* qkv, AttentionShape s, cudaStream_t stream);
+size_t attention_sm90_scratch_bytes(const AttentionShape& s);
+void attention_backward_sm90(floatX* dqkv, void* scratch, const floatX* dout, const floatX* qkv, const float* lse,
+                             const float* delta, AttentionShape s, cudaStream_t stream);

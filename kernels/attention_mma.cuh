@@ -15,9 +15,6 @@
 
 #if defined(PRECISION_BF16)
 
-constexpr unsigned FULL_WARP = 0xffffffffu;
-constexpr float LOG2E = 1.44269504088896341f;
-
 template <int D>
 __device__ __forceinline__ int swizzle(int row) {
     static_assert(D % 32 == 0, "the swizzle stays inside 4 or 8 units");

@@ -3,9 +3,12 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <ptx.cuh>
 
 #include "tensor_map.h"
+
+constexpr bool HOPPER_CODE = true;
 
 namespace simt {
 
@@ -15,6 +18,7 @@ void mbarrier_arrive(uint64_t* barrier, unsigned bytes, bool expects);
 void mbarrier_wait(uint64_t* barrier, unsigned parity);
 void tma_load(void* to, const TensorMap& map, uint64_t* barrier, const int* c, int rank);
 void tma_store(const TensorMap& map, const void* from, const int* c, int rank);
+void bulk_copy(void* to, const void* from, unsigned bytes, bool add);
 void tma_store_commit();
 void tma_store_wait(unsigned newest, bool read_only);
 void tma_prefetch(const TensorMap& map);
@@ -71,6 +75,12 @@ SIMT_INLINE void tma_store_4d(const TensorMap& map, const void* from, int c0, in
     const int c[] = {c0, c1, c2, c3};
     simt::tma_store(map, from, c, 4);
 }
+SIMT_INLINE void bulk_store(void* to, const void* from, unsigned bytes) {
+    simt::bulk_copy(to, from, bytes, false);
+}
+SIMT_INLINE void bulk_add(float* to, const float* from, unsigned bytes) {
+    simt::bulk_copy(to, from, bytes, true);
+}
 SIMT_INLINE void tma_store_commit() {
     simt::tma_store_commit();
 }
@@ -87,6 +97,14 @@ SIMT_INLINE void tma_prefetch(const TensorMap& map) {
 }
 SIMT_INLINE void fence_proxy_async() {
     simt::fence_proxy_async();
+}
+
+SIMT_INLINE void flag_wait(const unsigned* flag, unsigned value) {
+    const std::atomic_ref<unsigned> shared(*const_cast<unsigned*>(flag));
+    simt::wait_until(nullptr, [&] { return shared.load(std::memory_order_acquire) == value; });
+}
+SIMT_INLINE void flag_raise(unsigned* flag) {
+    std::atomic_ref<unsigned>(*flag).fetch_add(1, std::memory_order_release);
 }
 
 SIMT_INLINE uint64_t wgmma_descriptor(const void* tile, Swizzle swizzle, unsigned leading_bytes,

@@ -18,6 +18,7 @@ struct Store {
     int c[5];
     uint32_t from, bytes;
     uint64_t group;
+    bool add;           // in fp32, to what lies there
     bool read = false;  // `tile` holds the box, dense and without swizzle
     std::vector<unsigned char> tile;
 };
@@ -85,8 +86,42 @@ void stop_reading(Async& a, const Store& store) {
 void write_out(const Store& store) {
     const size_t element = store.map.stride[0];
     for_each_row(store.map, store.c, [&](unsigned char* global, uint32_t first, uint32_t count, uint32_t dense) {
-        memcpy(global, store.tile.data() + dense + first * element, count * element);
+        const unsigned char* from = store.tile.data() + dense + first * element;
+        if (!store.add) {
+            memcpy(global, from, count * element);
+            return;
+        }
+        for (uint32_t i = 0; i < count; i++) {
+            float there, more;
+            memcpy(&there, global + 4 * i, 4);
+            memcpy(&more, from + 4 * i, 4);
+            there += more;
+            memcpy(global + 4 * i, &there, 4);
+        }
     });
+}
+
+// The box at `tile` of shared memory is on its way to map's element c.
+void start_store(Call call, const TensorMap& map, const int (&c)[5], uint32_t tile, bool add) {
+    Async& a = async_state();
+    Store store{map, {}, tile, box_bytes(map), lane_local<Stores>().groups, add, false, {}};
+    std::copy(c, c + 5, store.c);
+    a.publish();
+    for (uint32_t i = store.from / 16; i < (store.from + store.bytes) / 16; i++) {
+        if (a.arriving[i]) fail(call, "a load to byte %u of shared memory is on its way", 16 * i);
+        a.reading[i]++;
+    }
+    for_each_row(map, store.c, [&](unsigned char* global, uint32_t first, uint32_t count, uint32_t dense) {
+        // What lies outside the tensor need not have been written.
+        const uint32_t from_byte = first * static_cast<uint32_t>(map.stride[0]),
+                       end_byte = from_byte + count * static_cast<uint32_t>(map.stride[0]);
+        for (uint32_t i = from_byte; i < end_byte; i = i / 16 * 16 + 16)
+            check_async_read(placed(map, store.from, dense + i / 16 * 16) + i % 16, std::min(end_byte - i, 16 - i % 16),
+                             call.pc);
+        if (add) check_read(global, count * map.stride[0], call.pc);
+        check_write(global, count * map.stride[0], call.pc);
+    });
+    lane_local<Stores>().waiting.push_back(std::move(store));
 }
 
 }  // namespace
@@ -153,25 +188,25 @@ void tma_store(const TensorMap& map, const void* from, const int* c, int rank) {
                     : rank == 3 ? "tma_store_3d"
                                 : "tma_store_4d",
                     __builtin_return_address(0)};
-    Async& a = async_state();
+    async_state();
     check_map(call, map, rank);
-    Store store{map, {}, check_tile(call, map, from), box_bytes(map), lane_local<Stores>().groups, false, {}};
-    std::copy(c, c + rank, store.c);
-    a.publish();
-    for (uint32_t i = store.from / 16; i < (store.from + store.bytes) / 16; i++) {
-        if (a.arriving[i]) fail(call, "a load to byte %u of shared memory is on its way", 16 * i);
-        a.reading[i]++;
-    }
-    for_each_row(map, store.c, [&](unsigned char* global, uint32_t first, uint32_t count, uint32_t dense) {
-        // What lies outside the tensor need not have been written.
-        const uint32_t from_byte = first * static_cast<uint32_t>(map.stride[0]),
-                       end_byte = from_byte + count * static_cast<uint32_t>(map.stride[0]);
-        for (uint32_t i = from_byte; i < end_byte; i = i / 16 * 16 + 16)
-            check_async_read(placed(map, store.from, dense + i / 16 * 16) + i % 16, std::min(end_byte - i, 16 - i % 16),
-                             call.pc);
-        check_write(global, count * map.stride[0], call.pc);
-    });
-    lane_local<Stores>().waiting.push_back(std::move(store));
+    int at[5] = {};
+    std::copy(c, c + rank, at);
+    start_store(call, map, at, check_tile(call, map, from), false);
+}
+
+void bulk_copy(void* to, const void* from, unsigned bytes, bool add) {
+    const Call call{add ? "bulk_add" : "bulk_store", __builtin_return_address(0)};
+    async_state();
+    if (bytes == 0 || bytes % 16) fail(call, "%u bytes are not a multiple of 16", bytes);
+    if (reinterpret_cast<uintptr_t>(to) % 16) fail(call, "the global address %p is not a multiple of 16", to);
+    TensorMap row;  // as a box of one row
+    row.base = static_cast<const unsigned char*>(to);
+    row.stride[0] = 4;
+    std::fill(row.size, row.size + 5, 1);
+    std::fill(row.box, row.box + 5, 1);
+    row.size[0] = row.box[0] = bytes / 4;
+    start_store(call, row, {}, shared_offset(call, from, bytes, 16), add);
 }
 
 void tma_store_commit() {

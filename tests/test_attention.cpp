@@ -8,7 +8,7 @@
 // the rounded O. Each is a relative error of at most u, about u/3 on average, with random signs: 0.75 u of the norm for
 // O, and 2.5 u for gradients, where dS = P (dP - delta) cancels (most at T = 2, where nothing averages). A single
 // element may be off by its own rounding plus a few u of the array's largest.
-#include "test.h"
+#include "test_sm90.h"
 
 #include <algorithm>
 #include <cstring>
@@ -211,8 +211,8 @@ TEST_CASE("attention: large scores stay finite and right", "[attention]") {
     for (floatX x : got.dqkv) CHECK(std::isfinite(to_float(x)));
 }
 
-TEST_CASE("attention: the same inputs give the same bits", "[attention]") {
-    for (const Shape& s : {Shape{2, 130, 4, 2, 64}, Shape{1, 200, 1, 1, 32}, Shape{1, 70, 2, 1, 128}}) {
+static void check_repeats(const std::vector<Shape>& shapes) {
+    for (const Shape& s : shapes) {
         Random random(500);
         const size_t N = static_cast<size_t>(s.B * s.T);
         const auto qkv = random.normals<floatX>(N * static_cast<size_t>((s.NH + 2 * s.NKV) * s.HS));
@@ -222,6 +222,9 @@ TEST_CASE("attention: the same inputs give the same bits", "[attention]") {
         CHECK(memcmp(a.dqkv.data(), b.dqkv.data(), a.dqkv.size() * sizeof(floatX)) == 0);
         CHECK(memcmp(a.lse.data(), b.lse.data(), a.lse.size() * sizeof(float)) == 0);
     }
+}
+TEST_CASE("attention: the same inputs give the same bits", "[attention]") {
+    check_repeats({{2, 130, 4, 2, 64}, {1, 200, 1, 1, 32}, {1, 70, 2, 1, 128}});
 }
 
 // A later token must not reach an earlier one: changing the last position leaves all others' bits alone.
@@ -236,4 +239,22 @@ TEST_CASE("attention: causal to the bit", "[attention]") {
     const Run b = run(s, qkv, dout);
     const size_t before = static_cast<size_t>((s.T - 1) * s.NH * s.HS);
     CHECK(memcmp(a.out.data(), b.out.data(), before * sizeof(floatX)) == 0);
+}
+
+// Hopper's kernels, on the CPU machine through the twins of its instructions. Lengths across the tiles (128 keys, 128
+// or 192 queries, tails), both head sizes, shared key heads, several batch rows; T from 2048 on takes another tile.
+TEST_CASE("attention on Hopper: against float64", "[attention][sm90]") {
+    if (!BF16) SKIP_TEST("attention on Hopper: bf16 only");
+    if (!has_hopper()) SKIP_TEST(NO_HOPPER);
+    attention_choose(AttentionKernels::hopper);
+    uint64_t seed = 700;
+    for (int T : {1, 2, 63, 64, 65, 127, 128, 129, 200, 257, 300}) compare({1, T, 2, 2, 64}, 1.0, seed++);
+    for (int T : {1, 64, 65, 128, 130, 260}) compare({1, T, 2, 1, 128}, 1.0, seed++);
+    compare({2, 140, 4, 2, 64}, 1.0, seed++);
+    compare({3, 70, 3, 3, 128}, 1.0, seed++);
+    compare({2, 150, 6, 1, 64}, 1.0, seed++);
+    compare({1, 100, 2, 2, 64}, 3.0, seed++);
+    compare({1, 2060, 1, 1, 64}, 1.0, seed++);
+    check_repeats({{2, 300, 4, 2, 64}, {1, 260, 2, 2, 128}});
+    attention_choose(AttentionKernels::best);
 }

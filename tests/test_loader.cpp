@@ -73,8 +73,7 @@ struct Sequence {
 // First tokens of the windows that micro-steps of all ranks give, in global order.
 std::vector<int> shuffled_windows(const TempFolder& folder, int B, int T, int ranks, uint64_t seed, int count) {
     std::vector<Loader> loaders;
-    for (int r = 0; r < ranks; r++)
-        loaders.push_back(make_loader(folder, B, T, r, ranks, true, seed));
+    for (int r = 0; r < ranks; r++) loaders.push_back(make_loader(folder, B, T, r, ranks, true, seed));
     std::vector<int> starts;
     while (static_cast<int>(starts.size()) < count) {
         for (Loader& loader : loaders) {
@@ -297,8 +296,7 @@ TEST_CASE("loader: corpora mix by their shares, each with epochs of its own, wha
     }
     auto starts = [&](int B, int ranks, uint64_t seed, int resume_at) {
         std::vector<Loader> loaders;
-        for (int r = 0; r < ranks; r++)
-            loaders.push_back(loader_create(corpora, {70000, B, T, r, ranks, true, seed}));
+        for (int r = 0; r < ranks; r++) loaders.push_back(loader_create(corpora, {70000, B, T, r, ranks, true, seed}));
         std::vector<int> order;
         for (int step = 0; static_cast<int>(order.size()) < count; step++) {
             for (int r = 0; r < ranks; r++) {
@@ -331,15 +329,14 @@ TEST_CASE("loader: corpora mix by their shares, each with epochs of its own, wha
             const auto at = of_corpus[c].begin() + static_cast<long>(e * n);
             REQUIRE(std::set<int>(at, at + windows[c]).size() == n);
         }
-        REQUIRE_FALSE(std::equal(of_corpus[c].begin(), of_corpus[c].begin() + windows[c],
-                                 of_corpus[c].begin() + windows[c]));
+        REQUIRE_FALSE(
+            std::equal(of_corpus[c].begin(), of_corpus[c].begin() + windows[c], of_corpus[c].begin() + windows[c]));
     }
     for (int ranks : {1, 2, 3})
         for (int B : {1, 2, 5}) REQUIRE(starts(B, ranks, 5, 3) == order);
     REQUIRE(starts(1, 1, 6, -1) != order);
     // The share decides how much a corpus must have: 0.2 of 40 windows are 8.
-    const std::string error =
-        user_error_of([&] { loader_create(corpora, {70000, 40, T, 0, 1, true, 5}); });
+    const std::string error = user_error_of([&] { loader_create(corpora, {70000, 40, T, 0, 1, true, 5}); });
     REQUIRE(error.find("b/*.bin: has 7 windows of 4 tokens, one step needs 8") != std::string::npos);
 }
 

@@ -226,7 +226,50 @@ void test_two_products() {
     CHECK(worst <= 0x1p-8);  // P rounded to bf16, at most 2^-9 of it; the fp32 sums are far below
 }
 
+// Block b adds the floats b, b+1, ... to `sums` when b blocks have done so; the first stores them. Sums of floats that
+// are not exact depend on the order.
+constexpr int PIECE = 512;
+struct PieceShared {
+    alignas(16) float piece[PIECE];
+};
+__global__ void ordered_sum_kernel(float* sums, unsigned* turn) {
+    auto& shared = shared_as<PieceShared>();
+    const int b = static_cast<int>(blockIdx.x);
+    for (int i = static_cast<int>(threadIdx.x); i < PIECE; i += static_cast<int>(blockDim.x))
+        shared.piece[i] = 1.0f / static_cast<float>(1 + b + i);
+    fence_proxy_async();
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    flag_wait(turn, blockIdx.x);
+    if (b == 0)
+        bulk_store(sums, shared.piece, sizeof shared.piece);
+    else
+        bulk_add(sums, shared.piece, sizeof shared.piece);
+    tma_store_commit();
+    tma_store_wait<0>();
+    flag_raise(turn);
+}
+
 }  // namespace
+
+TEST_CASE("bulk copies store and add, and flags order blocks", "[ptx][sm90]") {
+    if (!has_hopper()) SKIP_TEST(NO_HOPPER);
+    for (const char* seed : {"1", "2", "3"}) {
+        with_seed(seed, [] {
+            const int blocks = multiprocessors() < 8 ? multiprocessors() : 8;  // all there at once
+            Device<float> sums(PIECE);
+            Device<unsigned> turn(std::vector<unsigned>{0});
+            sums.poison();
+            launch(ordered_sum_kernel, blocks, 64, sizeof(PieceShared), nullptr, sums.data, turn.data);
+            const std::vector<float> got = sums.read();
+            for (int i = 0; i < PIECE; i++) {
+                float want = 1.0f / static_cast<float>(1 + i);
+                for (int b = 1; b < blocks; b++) want += 1.0f / static_cast<float>(1 + b + i);
+                CHECK(got[static_cast<size_t>(i)] == want);
+            }
+        });
+    }
+}
 
 TEST_CASE("a producer warp and two warpgroups multiply matrices", "[ptx][sm90]") {
     if (!has_hopper()) SKIP_TEST(NO_HOPPER);

@@ -31,6 +31,8 @@ enum Fault {
     STORE_NOT_COMMITTED,
     STORE_NOT_AWAITED,
     STORE_OVERWRITTEN,
+    ODD_BULK,
+    MISALIGNED_BULK,
     // wgmma
     NO_WGMMA_FENCE,
     NO_PROXY_FENCE,
@@ -119,6 +121,8 @@ __global__ void copy_kernel(float* seen, const __grid_constant__ TensorMap map, 
     __syncthreads();
     if (i == 0) {
         tma_store_2d(map, shared.a, 0, 0);
+        if (fault == ODD_BULK) bulk_store(seen, shared.a, 24);
+        if (fault == MISALIGNED_BULK) bulk_add(seen + 1, values, 16);
         if (fault != STORE_NOT_COMMITTED) tma_store_commit();
         if (fault == STORE_OVERWRITTEN) values[9] = 0.0f;
         if (fault != STORE_NOT_AWAITED) tma_store_wait<0>();
@@ -257,6 +261,8 @@ TEST_CASE("misused TMA copies are reported or give stale data", "[simt][faults][
         CHECK((unfenced == "" && f.tensor.read() == before));  // what the load brought, without the additions
     require(f.copy(STORE_NOT_COMMITTED), {"a TMA store was not committed", kernel});
     require(f.copy(STORE_NOT_AWAITED), {"a TMA store may still read shared memory", kernel, block});
+    require(f.copy(ODD_BULK), {"bulk_store: 24 bytes are not a multiple of 16", block, HERE});
+    require(f.copy(MISALIGNED_BULK), {"bulk_add: the global address", "is not a multiple of 16", block, HERE});
     if (CHECKING) require(f.copy(STORE_OVERWRITTEN), {"which a product or copy on its way still reads", block, HERE});
 }
 

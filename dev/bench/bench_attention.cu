@@ -120,16 +120,25 @@ void bench_one(int B, int T, int NH, int NKV, int HS) {
     const double naive_forward = time_us([&] {
         launch(naive_forward_kernel, dim3(blocks), dim3(NAIVE_THREADS), 0, nullptr, out, lse, qkv, B, T, NH, NKV, HS);
     });
-    const double forward = time_us([&] { attention_forward(out, lse, qkv, B, T, NH, NKV, HS, nullptr); });
-    bench_report({"attention_forward", shape, forward, 0, 2 * product, naive_forward, "one thread per query"});
     const double naive_backward = time_us([&] {
         launch(naive_backward_kernel, dim3(blocks, 2), dim3(NAIVE_THREADS), 0, nullptr, dqkv, dout, qkv, out, lse, B, T,
                NH, NKV, HS);
     });
-    const double backward =
-        time_us([&] { attention_backward(dqkv, scratch, dout, qkv, out, lse, B, T, NH, NKV, HS, nullptr); });
-    bench_report(
-        {"attention_backward", shape, backward, 0, 5 * product, naive_backward, "one thread per query and key"});
+    auto both = [&](const std::string& suffix) {
+        const double forward = time_us([&] { attention_forward(out, lse, qkv, B, T, NH, NKV, HS, nullptr); });
+        bench_report(
+            {"attention_forward" + suffix, shape, forward, 0, 2 * product, naive_forward, "one thread per query"});
+        const double backward =
+            time_us([&] { attention_backward(dqkv, scratch, dout, qkv, out, lse, B, T, NH, NKV, HS, nullptr); });
+        bench_report({"attention_backward" + suffix, shape, backward, 0, 5 * product, naive_backward,
+                      "one thread per query and key"});
+    };
+    both("");
+    if (attention_uses_hopper(HS)) {  // the portable kernels beside this card's own; they need less scratch
+        attention_choose(AttentionKernels::portable);
+        both("_portable");
+        attention_choose(AttentionKernels::best);
+    }
     for (void* p : {static_cast<void*>(qkv), static_cast<void*>(dout), static_cast<void*>(out),
                     static_cast<void*>(dqkv), static_cast<void*>(lse), scratch})
         CUDA_CHECK(cudaFree(p));

@@ -8,6 +8,7 @@
 #              sanitizer   compute-sanitizer (memcheck, racecheck) over the kernel tests
 #              ceilings    what this machine can do: a large matrix product, a large copy
 #              kernels     every kernel by itself
+#              attention   attention beside PyTorch's best backend over a grid of shapes
 #              models      training speed of gpt2 and gpt2-medium, PyTorch beside it
 #              rules       what every residual rule adds to a training update of gpt2-medium
 #              report      dev/gpu/results/DATE-GPU-COMMIT.json from what the stages measured
@@ -28,7 +29,7 @@ cd "$(dirname "$0")/../.." || exit 1
 usage() { awk 'NR > 2 && !/^#$|^# /  { exit } /shellcheck/ { exit } NR > 1 { sub(/^# ?/, ""); print }' dev/gpu/check.sh; }
 fail() { echo "check.sh: $*" >&2; exit 1; }
 
-stages=(build tests sanitizer ceilings kernels models rules report)
+stages=(build tests sanitizer ceilings kernels attention models rules report)
 backend=cuda fresh=no force=no wanted=()
 while [ $# -gt 0 ]; do
     case $1 in
@@ -150,6 +151,11 @@ stage_ceilings() { timeout 300 "$python" dev/gpu/ceilings.py --backend "$backend
 stage_kernels() {
     programs || return 1
     timeout 540 "build/$backend-$main/bench" --kernel rows,matmul,attention,attention_decode --json "$state/kernels.json"
+}
+
+stage_attention() {
+    programs || return 1
+    timeout 300 "$python" dev/gpu/attention.py --backend "$backend" --build "build/$backend-$main" --json "$state/attention.json"
 }
 
 stage_models() {

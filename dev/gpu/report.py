@@ -78,7 +78,7 @@ def main():
         result["kernels"] = [{key: row[key] for key in KERNEL_FIELDS if key in row} for row in kernels]
     if rules := read(options.state, "rules"):
         result["rules"] = {row["name"]: {key: row[key] for key in RULE_FIELDS if key in row} for row in rules}
-    for name in ("models", "sanitizer"):
+    for name in ("models", "attention", "sanitizer"):
         if (part := read(options.state, name)) is not None:
             result[name] = part
 

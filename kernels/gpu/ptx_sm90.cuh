@@ -20,6 +20,14 @@
 #define SM90_ASM(...) __trap()
 #endif
 
+// False where this file's functions trap: `if constexpr (HOPPER_CODE)` around a kernel's body keeps it out of the code for
+// other cards.
+#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+constexpr bool HOPPER_CODE = false;
+#else
+constexpr bool HOPPER_CODE = true;
+#endif
+
 // ---------------------------------------------------------------------------------------------------------------------
 // mbarrier: 8 bytes in shared memory, 8-byte aligned. A phase ends when `arrivals` threads have arrived and all bytes
 // announced with mbarrier_arrive_expect have come; the next begins at once. Phases count from 0.
@@ -103,6 +111,19 @@ __device__ __forceinline__ void tma_store_4d(const TensorMap& map, const void* f
              "r"(shared_address(from)), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
              : "memory");
 }
+// `bytes` (a multiple of 16) of shared memory to global memory, both 16-byte aligned: copied, or added up in fp32. Groups
+// and waits are those of the stores above.
+__device__ __forceinline__ void bulk_store(void* to, const void* from, unsigned bytes) {
+    SM90_ASM("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\n" ::"l"(__cvta_generic_to_global(to)),
+             "r"(shared_address(from)), "r"(bytes)
+             : "memory");
+}
+__device__ __forceinline__ void bulk_add(float* to, const float* from, unsigned bytes) {
+    SM90_ASM("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;\n" ::"l"(
+                 __cvta_generic_to_global(to)),
+             "r"(shared_address(from)), "r"(bytes)
+             : "memory");
+}
 // Ends a group.
 __device__ __forceinline__ void tma_store_commit() {
     SM90_ASM("cp.async.bulk.commit_group;\n" ::: "memory");
@@ -125,6 +146,21 @@ __device__ __forceinline__ void tma_prefetch(const TensorMap& map) {
 // What this thread stored to shared memory is seen by the async proxy afterwards.
 __device__ __forceinline__ void fence_proxy_async() {
     SM90_ASM("fence.proxy.async.shared::cta;\n" ::: "memory");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Flags in global memory, between blocks that are on the card together. One thread waits, one raises by 1: what the raiser
+// has done before (stores whose tma_store_wait<0> has returned too) is seen behind the wait.
+__device__ __forceinline__ void flag_wait(const unsigned* flag, unsigned value) {
+    unsigned now = value;
+    do {
+        SM90_ASM("ld.acquire.gpu.global.u32 %0, [%1];\n" : "=r"(now) : "l"(__cvta_generic_to_global(flag)) : "memory");
+    } while (now != value);
+    SM90_ASM("fence.proxy.async;\n" ::: "memory");
+}
+__device__ __forceinline__ void flag_raise(unsigned* flag) {
+    SM90_ASM("fence.proxy.async;\n" ::: "memory");
+    SM90_ASM("red.release.gpu.global.add.u32 [%0], 1;\n" ::"l"(__cvta_generic_to_global(flag)) : "memory");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
