@@ -155,20 +155,10 @@ static void choose_sizes(Run& run) {
     run.schedule = options_schedule(o);
 }
 
-// Options of a resumed run against those of its checkpoint: what the data order depends on must be the same, any other
-// change is allowed and noted.
-static void compare_settings(Run& run) {
-    std::map<std::string, std::string> now;
-    for (const auto& [name, value] : option_values(run.options)) now[name] = value;
-    for (const auto& [name, before] : run.state.settings) {
-        if (now.count(name) == 0 || now[name] == before) continue;
-        if (name == "seed" || name == "seq" || name == "shuffle" || name == "mix" || name == "hold-out")
-            throw user_error(
-                "--resume: --%s was %s and is %s now, which would be another data order; leave it as it was",
-                name.c_str(), before.c_str(), now[name].c_str());
-        if (run.state.step > 0)
-            run.notes.push_back(format("--%s was %s, is %s now", name.c_str(), before.c_str(), now[name].c_str()));
-    }
+// A resumed run goes on with the data it began with.
+static void compare_data(Run& run) {
+    const std::vector<std::string> changes = options_changes(run.options, run.state.settings);
+    if (run.state.step > 0) run.notes.insert(run.notes.end(), changes.begin(), changes.end());
     const int64_t tokens = run.train.num_tokens();
     if (run.state.train_tokens != 0 && run.state.train_tokens != tokens)
         throw user_error(
@@ -185,7 +175,7 @@ static void open_data(Run& run) {
                                o.shuffle,        o.seed, o.hold_out, false};
     run.train = loader_create(options_corpora(o), settings);
     if (run.resume_step >= 0) {
-        compare_settings(run);
+        compare_data(run);
         loader_seek(run.train, run.state.at);
     }
     run.state.train_tokens = run.train.num_tokens();

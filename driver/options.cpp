@@ -452,3 +452,19 @@ std::vector<std::pair<std::string, std::string>> option_values(const TrainOption
             {"save-every", std::to_string(o.save_every)},
             {"keep", std::to_string(o.keep)}};
 }
+
+std::vector<std::string> options_changes(const TrainOptions& o,
+                                         const std::vector<std::pair<std::string, std::string>>& before) {
+    std::vector<std::string> notes;
+    std::map<std::string, std::string> now;
+    for (const auto& [name, value] : option_values(o)) now[name] = value;
+    for (const auto& [name, value] : before) {
+        if (now.count(name) == 0 || now[name] == value) continue;
+        if (name == "seed" || name == "seq" || name == "shuffle" || name == "mix" || name == "hold-out")
+            throw user_error(
+                "--resume: --%s was %s and is %s now, which would be another data order; leave it as it was",
+                name.c_str(), value.c_str(), now[name].c_str());
+        notes.push_back(format("--%s was %s, is %s now", name.c_str(), value.c_str(), now[name].c_str()));
+    }
+    return notes;
+}
