@@ -18,7 +18,8 @@ bool hopper(int HS) {
         int device = 0, major = 0;
         CUDA_CHECK(cudaGetDevice(&device));
         CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-        return major == 9;
+        if constexpr (BF16) return major == 9 && attention_sm90_compiled();
+        return false;
     }();
     return card;
 }

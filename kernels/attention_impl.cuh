@@ -55,7 +55,9 @@ void attention_forward_tiles(floatX* out, float* lse, const floatX* qkv, Attenti
 void attention_backward_tiles(floatX* dqkv, const floatX* dout, const floatX* qkv, const float* lse, const float* delta,
                               AttentionShape s, cudaStream_t stream);
 
-// The same for Hopper cards: bf16, head sizes 64 and 128. scratch: 256-byte aligned.
+// The same for Hopper cards: bf16, head sizes 64 and 128. scratch: 256-byte aligned. compiled: whether the code that the
+// present card runs has them; only code for sm_90a does, and a Hopper card can be given code for others.
+bool attention_sm90_compiled();
 void attention_forward_sm90(floatX* out, float* lse, const floatX* qkv, AttentionShape s, cudaStream_t stream);
 size_t attention_sm90_scratch_bytes(const AttentionShape& s);
 void attention_backward_sm90(floatX* dqkv, void* scratch, const floatX* dout, const floatX* qkv, const float* lse,

@@ -38,7 +38,7 @@ struct AttentionWork {
 };
 // Heads whose keys and values take at most half of the smallest L2 of such cards (50 MiB, of which one half is near).
 inline AttentionWork attention_work(int rows, const AttentionShape& s, bool last_first) {
-    const int64_t bytes = int64_t{4} * s.T * s.HS / s.group();
+    const int64_t bytes = ceil_div(int64_t{4} * s.T * s.HS, static_cast<int64_t>(s.group()));
     const int heads = s.B * s.NH;
     const int64_t chunk = (int64_t{12} << 20) / bytes;
     return {ceil_div(s.T, rows), heads, s.NH,

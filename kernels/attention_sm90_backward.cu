@@ -163,10 +163,12 @@ struct BackwardConsumer {
         wgmma_commit();
     }
     // acc (64 keys x D) += left (64 x BQ) right (BQ x D).
-    __device__ __forceinline__ void start_gradient(float (&acc)[D / 2], const uint32_t (&left)[BQ / 16][4],
+    __device__ __forceinline__ void start_gradient(float (&acc)[D / 2], uint32_t (&left)[BQ / 16][4],
                                                    const __nv_bfloat16 (&right)[Tile::HALVES][BQ * 64],
                                                    bool accumulate) {
         wgmma_hold(acc);
+#pragma unroll
+        for (int r = 0; r < BQ / 16; r++) wgmma_hold(left[r]);
         wgmma_fence();
         const uint64_t b = wgmma_descriptor(right[0], Swizzle::b128, BQ * 128, 1024);
 #pragma unroll
@@ -247,7 +249,6 @@ __device__ __forceinline__ void differentiate(typename Tile::Shared& shared, con
             for (int j = 0; j < BQ / 4; j++) left[j / 4][j % 4] = pack_bf16(st[2 * j], st[2 * j + 1]);
             wgmma_wait<0>();
             wgmma_hold(dpt);
-            c.start_gradient(c.dv, left, shared.dout[slot], n > 0);
             uint32_t ds[BQ / 16][4];
 #pragma unroll
             for (int j = 0; j < BQ / 4; j++) {  // P as rounded: its fp32 registers are free again
@@ -256,6 +257,7 @@ __device__ __forceinline__ void differentiate(typename Tile::Shared& shared, con
                 ds[j / 4][j % 4] =
                     pack_bf16(low_bf16(pair) * (dpt[2 * j] - delta.x), high_bf16(pair) * (dpt[2 * j + 1] - delta.y));
             }
+            c.start_gradient(c.dv, left, shared.dout[slot], n > 0);
             c.to_tiles(shared.ds[slot], ds);
             fence_proxy_async();
             c.start_gradient(c.dk, ds, shared.q[slot], n > 0);
@@ -371,9 +373,8 @@ void backward(__nv_bfloat16* dqkv, void* scratch, const __nv_bfloat16* dout, con
     const BackwardMaps maps = {attention_map(qkv, s.stride(), s, BK), attention_map(qkv, s.stride(), s, BQ),
                                attention_map(dout, s.out_stride(), s, BQ), attention_map(dqkv, s.stride(), s, 64)};
     const BackwardArgs args = {lse, delta, dq, turns, attention_work(BK, keys, false), s};
-    // All blocks are on the card at once: they wait for each other.
     const int blocks = args.work.count() < multiprocessors() ? args.work.count() : multiprocessors();
-    launch(attention_backward_sm90_kernel<Tile>, dim3(static_cast<unsigned>(blocks)), dim3(THREADS),
+    launch_together(attention_backward_sm90_kernel<Tile>, dim3(static_cast<unsigned>(blocks)), dim3(THREADS),
            sizeof(typename Tile::Shared), stream, maps, args);
     launch(attention_dq_sm90_kernel<Tile>, dim3(static_cast<unsigned>(tiles)), dim3(CONSUMERS * GROUP_THREADS),
            static_cast<size_t>(BQ * (D + 8) * 2), stream, dqkv, dq, s);

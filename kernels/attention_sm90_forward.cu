@@ -115,6 +115,8 @@ struct Consumer {
     // Starts O += P V.
     __device__ __forceinline__ void start_output(int slot, bool accumulate) {
         wgmma_hold(o);
+#pragma unroll
+        for (int r = 0; r < BK / 16; r++) wgmma_hold(p[r]);
         wgmma_fence();
         const uint64_t v = wgmma_descriptor(shared.v[slot][0], Swizzle::b128, BK * 128, 1024);
 #pragma unroll
@@ -194,6 +196,7 @@ __device__ __forceinline__ void store_output(Consumer<Tile>& c, const ForwardMap
         if (c.lane % 4 == 0 && q < s.T) lse[s.row(b, h) + q] = c.maximum[r] * s.scale + logf(c.sum[r]);
     }
     c.scale_output(factor);
+    named_barrier_sync(STORE_BARRIER + c.group, GROUP_THREADS);  // all four warps' products have read Q
 #pragma unroll
     for (int i = 0; i < D / 2; i += 2) {
         const int half = i / 32, unit = i % 32 / 4, row = inside + i % 4 / 2 * 8;
@@ -308,7 +311,20 @@ void forward(__nv_bfloat16* out, float* lse, const __nv_bfloat16* qkv, const Att
            sizeof(typename Tile::Shared), stream, maps, lse, work, s);
 }
 
+__global__ void compiled_kernel(int* answer) {
+    *answer = HOPPER_CODE ? 1 : 0;
+}
+
 }  // namespace
+
+bool attention_sm90_compiled() {
+    int *device = nullptr, answer = 0;
+    CUDA_CHECK(cudaMalloc(&device, sizeof answer));
+    launch(compiled_kernel, dim3(1), dim3(1), 0, nullptr, device);
+    CUDA_CHECK(cudaMemcpy(&answer, device, sizeof answer, cudaMemcpyDeviceToHost));
+    CUDA_CHECK(cudaFree(device));
+    return answer != 0;
+}
 
 void attention_forward_sm90(__nv_bfloat16* out, float* lse, const __nv_bfloat16* qkv, AttentionShape s,
                             cudaStream_t stream) {

@@ -8,6 +8,7 @@
 
 #include <collectives.cuh>  // shared_as, warp_sum, row_sum, block_sum
 #include <cstdint>
+#include <utility>
 
 #include "kernels/error.h"
 
@@ -71,9 +72,10 @@ inline void cuda_check(cudaError_t status, const char* call, const char* file, i
 
 // launch(kernel, grid, block, shared_bytes, stream, args...): the only way a kernel is started.
 // Arguments are converted to the kernel's parameter types, as in a direct call.
+// launch_together, for a grid whose blocks wait for each other: it runs when all of them fit on the card at once.
 template <class... Params, class... Args>
-void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
-            Args&&... args) {
+void launch_as(bool together, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+               cudaStream_t stream, Args&&... args) {
     if (shared_bytes > 48 * 1024) {  // more than the default must be asked for, once per kernel; asking again is cheap
         CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                         cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
@@ -83,7 +85,22 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
     config.blockDim = block;
     config.dynamicSmemBytes = shared_bytes;
     config.stream = stream;
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+    config.attrs = &attribute;
+    config.numAttrs = together ? 1 : 0;
     CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
+}
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+            Args&&... args) {
+    launch_as(false, kernel, grid, block, shared_bytes, stream, std::forward<Args>(args)...);
+}
+template <class... Params, class... Args>
+void launch_together(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                     Args&&... args) {
+    launch_as(true, kernel, grid, block, shared_bytes, stream, std::forward<Args>(args)...);
 }
 
 // Multiprocessors of the current device (OpenMP threads on the CPU machine): sizes persistent grids.

@@ -101,6 +101,7 @@ const char* cudaGetErrorName(cudaError_t error) {
         SIMT_NAME(cudaErrorHostMemoryAlreadyRegistered)
         SIMT_NAME(cudaErrorHostMemoryNotRegistered)
         SIMT_NAME(cudaErrorLaunchFailure)
+        SIMT_NAME(cudaErrorCooperativeLaunchTooLarge)
         SIMT_NAME(cudaErrorNotSupported)
 #undef SIMT_NAME
     }
@@ -136,6 +137,8 @@ const char* cudaGetErrorString(cudaError_t error) {
             return "pointer does not correspond to a registered memory region";
         case cudaErrorLaunchFailure:
             return "unspecified launch failure";
+        case cudaErrorCooperativeLaunchTooLarge:
+            return "too many blocks in cooperative launch";
         case cudaErrorNotSupported:
             return "operation not supported";
     }
@@ -243,7 +246,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
             *value = simt::kSharedLimit + 1024;
             break;
         case cudaDevAttrCooperativeLaunch:
-            *value = 0;
+            *value = 1;
             break;
         case cudaDevAttrMaxSharedMemoryPerBlockOptin:
             *value = simt::kSharedLimit;
@@ -361,8 +364,11 @@ cudaError_t simt::launch_kernel(const cudaLaunchConfig_t& config, const void* ke
         const cudaLaunchAttribute& a = config.attrs[i];
         bool cluster = a.id == cudaLaunchAttributeClusterDimension &&
                        a.val.clusterDim.x * a.val.clusterDim.y * a.val.clusterDim.z != 1;
-        if (cluster || (a.id == cudaLaunchAttributeCooperative && a.val.cooperative))
-            return done(cudaErrorNotSupported);
+        if (cluster) return done(cudaErrorNotSupported);
+        // Blocks that wait for each other must all run at once.
+        if (a.id == cudaLaunchAttributeCooperative && a.val.cooperative &&
+            static_cast<uint64_t>(g.x) * g.y * g.z > static_cast<uint64_t>(cores()))
+            return done(cudaErrorCooperativeLaunchTooLarge);
     }
     Launch launch{body, args, kernel, g, b, config.dynamicSmemBytes};
     return done(run(launch) ? cudaSuccess : cudaErrorLaunchFailure);

@@ -258,3 +258,36 @@ TEST_CASE("attention on Hopper: against float64", "[attention][sm90]") {
     check_repeats({{2, 300, 4, 2, 64}, {1, 260, 2, 2, 128}});
     attention_choose(AttentionKernels::best);
 }
+
+// Random shapes, and on a card some with several pieces of work for every block, where barriers, turns and flags go on from
+// piece to piece. Both round P and the results to bf16 once: half an ulp of difference each, so twice the tolerance above.
+TEST_CASE("attention on Hopper: beside the portable kernels", "[attention][sm90]") {
+    if (!BF16) SKIP_TEST("attention on Hopper: bf16 only");
+    if (!has_hopper()) SKIP_TEST(NO_HOPPER);
+    const bool card = on_gpu();
+    std::vector<Shape> shapes;
+    Random random(800);
+    for (int i = 0; i < (card ? 100 : 6); i++) {
+        const int HS = random.below(2) ? 64 : 128, group = 1 + random.below(3), NKV = 1 + random.below(3);
+        shapes.push_back({1 + random.below(3), 1 + random.below(card ? 3000 : 300), NKV * group, NKV, HS});
+    }
+    if (card) shapes.insert(shapes.end(), {{8, 1024, 12, 12, 64}, {4, 2048, 12, 12, 64}, {2, 4096, 16, 4, 128}});
+    for (const Shape& s : shapes) {
+        CAPTURE(s.B, s.T, s.NH, s.NKV, s.HS);
+        const size_t N = static_cast<size_t>(s.B * s.T);
+        const auto qkv = random.normals<floatX>(N * static_cast<size_t>((s.NH + 2 * s.NKV) * s.HS));
+        const auto dout = random.normals<floatX>(N * static_cast<size_t>(s.NH * s.HS));
+        attention_choose(AttentionKernels::portable);
+        const Run want = run(s, qkv, dout);
+        attention_choose(AttentionKernels::hopper);
+        const Run got = run(s, qkv, dout);
+        CHECK(relative_error(to_double(got.out), to_double(want.out)) <= 1.5 * unit_roundoff);
+        CHECK(relative_error(to_double(got.dqkv), to_double(want.dqkv)) <= 5 * unit_roundoff);
+        CHECK(relative_error(to_double(got.lse), to_double(want.lse)) <= 4e-6);
+        for (int repeat = 0; card && repeat < 3; repeat++) {
+            const Run again = run(s, qkv, dout);
+            CHECK(memcmp(again.dqkv.data(), got.dqkv.data(), got.dqkv.size() * sizeof(floatX)) == 0);
+        }
+    }
+    attention_choose(AttentionKernels::best);
+}

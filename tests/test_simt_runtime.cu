@@ -60,6 +60,24 @@ TEST_CASE("launches beyond the limits are refused with the toolkit's codes", "[s
     cudaGetLastError();
 }
 
+TEST_CASE("a cooperative grid must fit on the machine at once", "[simt][runtime]") {
+    int cores = 0;
+    CUDA_CHECK(cudaDeviceGetAttribute(&cores, cudaDevAttrMultiProcessorCount, 0));
+    Device<unsigned char> out(1);
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+    cudaLaunchConfig_t config = {};
+    config.blockDim = 32;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    config.gridDim = static_cast<unsigned>(cores);
+    CHECK(cudaLaunchKernelEx(&config, touch_more, out.data) == cudaSuccess);
+    config.gridDim = static_cast<unsigned>(cores) + 1;
+    CHECK(cudaLaunchKernelEx(&config, touch_more, out.data) == cudaErrorCooperativeLaunchTooLarge);
+    CHECK(cudaGetLastError() == cudaErrorCooperativeLaunchTooLarge);
+}
+
 TEST_CASE("the last error stays until it is asked for", "[simt][runtime]") {
     cudaGetLastError();
     CHECK(cudaFree(reinterpret_cast<void*>(0x1234567)) == cudaErrorInvalidValue);

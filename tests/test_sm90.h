@@ -6,11 +6,16 @@
 #include <ptx_sm90.cuh>
 
 constexpr const char* NO_HOPPER = "needs a GPU of compute capability 9.0 or the CPU machine";
-inline bool has_hopper() {
+inline cudaDeviceProp device_properties() {
     cudaDeviceProp properties;
     CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
-    const bool on_gpu = std::string(properties.name).find("NVIDIA") != std::string::npos;
-    return !on_gpu || (properties.major == 9 && properties.minor == 0);
+    return properties;
+}
+inline bool on_gpu() {
+    return std::string(device_properties().name).find("NVIDIA") != std::string::npos;
+}
+inline bool has_hopper() {
+    return !on_gpu() || (device_properties().major == 9 && device_properties().minor == 0);
 }
 
 // "Tensor swizzling modes": 16-byte pieces in lines of 128 bytes; where a piece goes within its line.
