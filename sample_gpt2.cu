@@ -79,7 +79,7 @@ static int sample(int argc, char** argv) {
     app.add_option("--temperature", settings.temperature, "divides the logits; 0: always the likeliest token");
     app.add_option("--top-k", settings.top_k, "only among the k likeliest tokens; 0: all");
     app.add_option("--top-p", settings.top_p, "only among the likeliest tokens of this total probability");
-    app.add_option("--seed", settings.seed, "the same seed gives the same text");
+    app.add_option("--seed", settings.seed, "the same seed gives the same text")->check(whole_number());
     app.add_option("--num", num, "samples, decoded together, printed one after the other");
     app.add_flag("--stop", stop, "end a sample at the end-of-text token");
     app.add_flag("--timing", timing, "print tokens per second at the end");

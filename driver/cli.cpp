@@ -1,5 +1,7 @@
 #include "driver/cli.h"
 
+#include <charconv>
+
 #include "driver/version.h"
 #include "kernels/error.h"
 
@@ -8,6 +10,17 @@ void cli_defaults(CLI::App& app, const char* name) {
     app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)->always_capture_default();
     app.set_help_flag("--help,-h", "print this and stop");
     app.set_version_flag("--version", std::string("residual.cu ") + version());
+}
+
+CLI::Validator whole_number() {
+    auto check = [](std::string& text) {
+        uint64_t value = 0;
+        const char* end = text.data() + text.size();
+        const auto [stop, error] = std::from_chars(text.data(), end, value);
+        return error == std::errc() && stop == end ? std::string()
+                                                   : text + " is no whole number from 0 to 18446744073709551615";
+    };
+    return CLI::Validator(check, "");
 }
 
 bool cli_parse(CLI::App& app, int argc, char** argv) {

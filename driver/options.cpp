@@ -108,7 +108,7 @@ void add_data_options(CLI::App& app, TrainOptions& o) {
 void add_run_options(CLI::App& app, TrainOptions& o) {
     const char* group = "Run";
     app.add_option("--steps", o.steps, "updates of the whole run")->group(group)->default_str("");
-    app.add_option("--seed", o.seed, "of weights, data order and sampling")->group(group);
+    app.add_option("--seed", o.seed, "of weights, data order and sampling")->group(group)->check(whole_number());
     app.add_option("--out", o.out, "folder of the run: log.jsonl and checkpoints")->group(group)->type_name("DIR");
     app.add_option("--save-every", o.save_every, "checkpoint every N updates; 0: only after the last")->group(group);
     app.add_option("--keep", o.keep, "checkpoints kept, the last K; 0: all")->group(group);

@@ -99,6 +99,8 @@ TEST_CASE("mistakes on the command line are refused in one line", "[cli]") {
         {{"--steps", "many"}, "many"},
         {{"--steps", "0"}, "--steps 0"},
         {{"--batch", "0"}, "--batch 0"},
+        {{"--seed", "-1"}, "--seed"},
+        {{"--seed", "18446744073709551616"}, "no whole number"},
         {{"--seq", "0"}, "--seq 0"},
         {{"--seq", "129"}, "context of 128"},
         {{"--lr", "-1"}, "--lr -1"},
