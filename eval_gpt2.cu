@@ -1,7 +1,11 @@
 // eval_gpt2: scores a trained model on tasks.
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
-#include <fstream>
+#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "driver/cli.h"
@@ -9,12 +13,54 @@
 #include "driver/program.h"
 #include "eval/tasks.h"
 
-// Written in place, not aside and renamed: it may well be /dev/stdout.
-static void write_file(const char* option, const std::string& path, const std::string& text) {
-    std::ofstream file(path);
-    file << text << std::flush;
-    if (!file) throw user_error("%s %s: cannot be written; check the path and the space left", option, path.c_str());
-}
+// Where --json or --samples goes. Opened before anything is scored, so that a wrong path costs no time, and emptied
+// only when there are results. Written in place, not aside and renamed: it may well be /dev/stdout or a pipe.
+class ResultFile {
+  public:
+    // path: "": there is none
+    ResultFile(const char* option, const std::string& path) : option_(option), path_(path) {
+        if (path.empty()) return;
+        is_new_ = lstat(path.c_str(), &info_) != 0;
+        file_ = fopen(path.c_str(), "ab");
+        if (file_ == nullptr || fstat(fileno(file_), &info_) != 0) fail();
+    }
+    ~ResultFile() {
+        if (file_ == nullptr) return;
+        fclose(file_);
+        if (is_new_) remove(path_.c_str());
+    }
+    ResultFile(const ResultFile&) = delete;
+    ResultFile& operator=(const ResultFile&) = delete;
+
+    bool same(const ResultFile& other) const {
+        return file_ != nullptr && other.file_ != nullptr && same(info_, other.info_);
+    }
+    void write(const std::string& text) {
+        if (file_ == nullptr) return;
+        fflush(stdout);
+        struct stat out = {}, err = {};
+        // What was printed there stays.
+        const bool printed = (fstat(STDOUT_FILENO, &out) == 0 && same(info_, out)) ||
+                             (fstat(STDERR_FILENO, &err) == 0 && same(info_, err));
+        if (!printed && S_ISREG(info_.st_mode) && ftruncate(fileno(file_), 0) != 0) fail();
+        if (fwrite(text.data(), 1, text.size(), file_) != text.size() || fflush(file_) != 0) fail();
+        is_new_ = false;
+    }
+
+  private:
+    static bool same(const struct stat& a, const struct stat& b) {
+        return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+    }
+    [[noreturn]] void fail() const {
+        throw user_error("%s %s: cannot be written: %s; check the path and the space left", option_, path_.c_str(),
+                         strerror(errno));
+    }
+    const char* option_;
+    std::string path_;
+    FILE* file_ = nullptr;
+    struct stat info_ = {};
+    bool is_new_ = false;  // not there before: removed again if it gets no results
+};
 
 static int evaluate(int argc, char** argv) {
     std::string dir, json_path, samples_path;
@@ -54,6 +100,10 @@ static int evaluate(int argc, char** argv) {
         throw user_error("%s belongs to the task ppl, which is not asked for",
                          stride > 0 ? "--stride" : "--whole-chunks");
 
+    ResultFile samples_file("--samples", samples_path), json_file("--json", json_path);
+    if (samples_file.same(json_file))
+        throw user_error("--samples %s: --json names the same file; give each its own", samples_path.c_str());
+
     LoadedModel loaded = load_model(dir, batch);
     const ModelConfig& config = model_config(*loaded.model);
     check_tokenizer(*loaded.tokenizer, config, loaded.folder);
@@ -76,8 +126,8 @@ static int evaluate(int argc, char** argv) {
         list.push_back(scores_json(scores));
         for (const Scores::Sample& sample : scores.samples) samples += sample_json(scores, sample).dump() + "\n";
     }
-    if (!samples_path.empty()) write_file("--samples", samples_path, samples);
-    if (!json_path.empty()) write_file("--json", json_path, list.dump(2) + "\n");
+    samples_file.write(samples);
+    json_file.write(list.dump(2) + "\n");
     return EXIT_DONE;
 }
 

@@ -120,7 +120,7 @@ static int sample(int argc, char** argv) {
     Clock::time_point first_token = began;
     int64_t made = 0;
     std::vector<int> left(static_cast<size_t>(num), tokens);
-    generate(*loaded.model, start, tokens, config.context, settings, 0, num, [&](int n, int token) {
+    auto on_token = [&](int n, int token) {
         const size_t i = static_cast<size_t>(n);
         if (made++ == 0) first_token = Clock::now();
         const bool stopped = stop && token == tokenizer.eot();
@@ -129,7 +129,13 @@ static int sample(int argc, char** argv) {
         printer.add(i, bytes);
         if (stopped || --left[i] == 0) printer.end(i);
         return !stopped;
-    });
+    };
+    try {
+        generate(*loaded.model, start, tokens, config.context, settings, 0, num, on_token);
+    } catch (const UserError&) {
+        printf("\n");  // the error's line is not to begin behind the text
+        throw;
+    }
     if (timing) {
         const std::chrono::duration<double> prefill = first_token - began, rest = Clock::now() - first_token;
         printf("timing: %zu tokens of prompt in %.3f s; %lld tokens in %.3f s, %.1f tokens/s\n", start.size(),

@@ -16,29 +16,6 @@ std::string shown(const std::string& path) {
     return path == "-" ? "standard input" : path;
 }
 
-// Compressed text would give fine tokens and a useless model.
-void refuse_compressed(const std::string& path, std::string_view start) {
-    struct Kind {
-        std::string_view magic;
-        const char *name, *unpack;
-    };
-    using namespace std::string_view_literals;
-    static const Kind kinds[] = {{"\xFD"sv
-                                  "7zXZ\0"sv,
-                                  "xz", "xz -dc"},
-                                 {"\x1F\x8B\x08"sv, "gzip", "gzip -dc"},
-                                 {"\x28\xB5\x2F\xFD"sv, "zstd", "zstd -dc"},
-                                 {"BZh"sv, "bzip2", "bzip2 -dc"},
-                                 {"PK\x03\x04"sv, "zip", "unzip -p"}};
-    for (const Kind& kind : kinds) {
-        if (start.substr(0, kind.magic.size()) != kind.magic) continue;
-        const bool json = path.find(".jsonl") != std::string::npos || path.find(".json.") != std::string::npos;
-        throw user_error("%s: is compressed (%s); unpack it first, as in: %s %s | tokenize - %s...",
-                         shown(path).c_str(), kind.name, kind.unpack, path == "-" ? "FILE" : path.c_str(),
-                         json ? "--jsonl " : "");
-    }
-}
-
 // Hands on the input in blocks, the last one shorter.
 template <class Action>
 void read_blocks(const std::string& path, Action action) {
@@ -57,13 +34,36 @@ void read_blocks(const std::string& path, Action action) {
         const size_t n = fread(bytes.data(), 1, bytes.size(), file.get());
         if (ferror(file.get()))
             throw user_error("%s: cannot be read: %s; check the disk", name.c_str(), strerror(errno));
-        if (first) refuse_compressed(path, {bytes.data(), n});
+        if (first) {
+            const bool json = path.find(".jsonl") != std::string::npos || path.find(".json.") != std::string::npos;
+            refuse_compressed(path, {bytes.data(), n}, json ? "| tokenize - --jsonl ..." : "| tokenize - ...");
+        }
         action(std::string_view(bytes.data(), n));
         if (n < bytes.size()) return;
     }
 }
 
 }  // namespace
+
+void refuse_compressed(const std::string& path, std::string_view start, const std::string& then) {
+    struct Kind {
+        std::string_view magic;
+        const char *name, *unpack;
+    };
+    using namespace std::string_view_literals;
+    static const Kind kinds[] = {{"\xFD"sv
+                                  "7zXZ\0"sv,
+                                  "xz", "xz -dc"},
+                                 {"\x1F\x8B\x08"sv, "gzip", "gzip -dc"},
+                                 {"\x28\xB5\x2F\xFD"sv, "zstd", "zstd -dc"},
+                                 {"BZh"sv, "bzip2", "bzip2 -dc"},
+                                 {"PK\x03\x04"sv, "zip", "unzip -p"}};
+    for (const Kind& kind : kinds) {
+        if (start.substr(0, kind.magic.size()) != kind.magic) continue;
+        throw user_error("%s: is compressed (%s); unpack it first, as in: %s %s %s", shown(path).c_str(), kind.name,
+                         kind.unpack, path == "-" ? "FILE" : path.c_str(), then.c_str());
+    }
+}
 
 void read_documents(const std::string& path, const std::string& separator, JobBuilder& builder) {
     builder.begin_input(shown(path));

@@ -32,7 +32,9 @@ void print_error(const char* program, const std::string& message) {
 
 int program_main(const char* name, const std::function<int()>& body) {
     try {
-        return body();
+        const int code = body();
+        if (code != EXIT_DONE || (fflush(stdout) == 0 && ferror(stdout) == 0)) return code;
+        print_error(name, "standard output cannot be written; check the space left where it goes");
     } catch (const UserError& error) {
         if (agreed || launcher_rank() == 0) print_error(name, error.what());
     } catch (const FailedElsewhere&) {

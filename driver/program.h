@@ -8,7 +8,8 @@
 // Exit codes, the same for all programs.
 constexpr int EXIT_DONE = 0, EXIT_USER = 1, EXIT_DIVERGED = 2, EXIT_SIGNAL = 3;
 
-// Runs the body and returns its exit code; user errors are printed, by rank 0 alone while all ranks still agree.
+// Runs the body and returns its exit code; user errors are printed, by rank 0 alone while all ranks still agree. What
+// could not be written to stdout is an error, too.
 int program_main(const char* name, const std::function<int()>& body);
 
 // Runs the body, which must not communicate, on every rank; if any of them fails, all of them do: the lowest rank that

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/files.h"
+#include "dataloader/text_input.h"
 #include "eval/text.h"
 #include "kernels/error.h"
 
@@ -41,8 +42,13 @@ struct Line {
         return value.get<std::vector<std::string>>();
     }
 
+    void at_least_two(const std::vector<std::string>& choices) const {
+        if (choices.size() < 2) fail("there must be two choices at least");
+    }
+
     // A label that counts from `first`: a number, or a text that is one.
     int label(const json& value, const char* key, int first, size_t count) const {
+        if (value.is_structured()) fail(format("its label \"%s\" is no number", key));
         std::string shown = value.is_string() ? value.get<std::string>() : value.dump();
         shown.erase(std::remove(shown.begin(), shown.end(), ' '), shown.end());
         if (shown.empty() || value.is_null()) fail(format("its label \"%s\" is empty; score a split with labels", key));
@@ -97,6 +103,7 @@ void read_hellaswag(Example& example, const Line& line) {
     const std::string label = line.text("activity_label"), before = line.text("ctx_a"), after = line.text("ctx_b");
     const std::string context = label + ": " + before + " " + capitalize(after);
     std::vector<std::string> endings = line.texts(line.object, "endings");
+    line.at_least_two(endings);
     for (std::string& ending : endings) ending = hellaswag_text(ending);
     add_choices(example, hellaswag_text(context), endings);
     example.gold = line.label(line.field(line.object, "label"), "label", 0, endings.size());
@@ -124,7 +131,8 @@ void read_arc(Example& example, const Line& line) {
         texts = line.texts(choices, "text");
         labels = line.texts(choices, "label");
     }
-    if (texts.empty() || texts.size() != labels.size()) line.fail("its choices and their labels differ in number");
+    if (texts.size() != labels.size()) line.fail("its choices and their labels differ in number");
+    line.at_least_two(texts);
     const std::string stem = question.is_object() ? line.text(question, "stem") : line.text("question");
     const std::string key = line.text("answerKey");
     const auto found = std::find(labels.begin(), labels.end(), key);
@@ -136,7 +144,9 @@ void read_arc(Example& example, const Line& line) {
 
 void read_winogrande(Example& example, const Line& line, int label) {
     if (line.has("context_options")) {  // the partial-evaluation form
-        add_contexts(example, line.texts(line.object, "context_options"), line.text("continuation"));
+        const std::vector<std::string> contexts = line.texts(line.object, "context_options");
+        line.at_least_two(contexts);
+        add_contexts(example, contexts, line.text("continuation"));
         example.gold =
             label >= 0 ? label : line.label(line.field(line.object, "gold"), "gold", 0, example.choices.size());
         return;
@@ -154,11 +164,13 @@ void read_winogrande(Example& example, const Line& line, int label) {
 
 void read_choice(Example& example, const Line& line) {
     const std::string delimiter = line.has("delimiter") ? line.text("delimiter") : " ";
-    if (line.has("contexts"))
-        add_contexts(example, line.texts(line.object, "contexts"), line.text("continuation"), delimiter);
+    const bool contexts = line.has("contexts");
+    const std::vector<std::string> texts = line.texts(line.object, contexts ? "contexts" : "choices");
+    line.at_least_two(texts);
+    if (contexts)
+        add_contexts(example, texts, line.text("continuation"), delimiter);
     else
-        add_choices(example, line.text("context"), line.texts(line.object, "choices"), delimiter);
-    if (example.choices.size() < 2) line.fail("there must be two choices at least");
+        add_choices(example, line.text("context"), texts, delimiter);
     const json& gold = line.field(line.object, "gold");
     if (!gold.is_number_integer()) line.fail("\"gold\" is no whole number");
     example.gold = line.label(gold, "gold", 0, example.choices.size());
@@ -202,6 +214,7 @@ std::vector<int> read_labels(const TaskSpec& task) {
     if (task.labels.empty()) return labels;
     const int first = task.name == "winogrande" ? 1 : 0;
     for_each_line(read_plain(task.labels), [&](std::string_view content, int64_t number) {
+        if (blank(content)) return;
         labels.push_back(Line{task.labels, number, {}}.label(std::string(content), "label", first, 2));
     });
     return labels;
@@ -246,16 +259,7 @@ void for_each_line(std::string_view text, const std::function<void(std::string_v
 
 std::string read_plain(const std::string& path) {
     std::string text = read_text(path);
-    const bool xz = text.rfind(
-                        "\xFD"
-                        "7zXZ",
-                        0) == 0,
-               gzip = text.rfind("\x1F\x8B", 0) == 0;
-    if (xz || gzip) {
-        const std::string& p = path;
-        throw user_error("%s: is compressed; unpack it first: %s -dc %s > FILE", p.c_str(), xz ? "xz" : "gzip",
-                         p.c_str());
-    }
+    refuse_compressed(path, text, "> FILE");
     if (text.rfind("\xEF\xBB\xBF", 0) == 0) text.erase(0, 3);
     return text;
 }
@@ -292,7 +296,7 @@ void read_examples(const TaskSpec& task, const std::function<void(const Example&
             }
             const Line line = parse_line(task.file, content, number);
             if (!task.labels.empty() && examples >= labels.size())
-                line.fail(format("%s has no label for it, only %zu lines", task.labels.c_str(), labels.size()));
+                line.fail(format("%s has no label for it, only %zu in all", task.labels.c_str(), labels.size()));
             const int label = task.labels.empty() ? -1 : labels[examples];
             if (task.name == "hellaswag") read_hellaswag(example, line);
             if (task.name == "piqa") read_piqa(example, line, label);

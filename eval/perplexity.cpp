@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cctype>
 #include <cmath>
+#include <filesystem>
 
 #include "checkpoint/files.h"
 #include "dataloader/prepare.h"
@@ -27,23 +28,25 @@ namespace {
 // Words and bytes of a text that comes in pieces.
 struct Counter {
     int64_t words = 0, bytes = 0;
-    bool in_word = false;
+    bool in_word = false, after_text = false;
     void text(std::string_view piece) {
         bytes += static_cast<int64_t>(piece.size());
         for (unsigned char c : piece) {
             words += !std::isspace(c) && !in_word;
             in_word = !std::isspace(c);
         }
+        after_text = after_text || !piece.empty();
     }
-    void separator(const Tokenizer& tokenizer) {  // its line, and the newline before it
-        bytes += static_cast<int64_t>(tokenizer.separator.size()) + 2;
-        in_word = false;
+    void separator(const Tokenizer& tokenizer) {  // its line, and the newline that ends the text before it
+        bytes += static_cast<int64_t>(tokenizer.separator.size()) + 1 + after_text;
+        in_word = after_text = false;
     }
 };
 
 // Of the text that tokens [first, last) stand for.
 Counter count_tokens(const std::vector<int>& tokens, size_t first, size_t last, const Tokenizer& tokenizer) {
     Counter counter;
+    counter.after_text = first > 0 && tokens[first - 1] != tokenizer.eot();
     std::string piece;
     for (size_t i = first; i < last; i++) {
         if (tokens[i] == tokenizer.eot()) {
@@ -62,13 +65,15 @@ void read_documents(TextTokens& out, const std::string& path, const std::string&
     Counter counter;
     const std::string_view first = std::string_view(text).substr(0, text.find('\n'));
     if (is_text_object(first) || path.ends_with(".jsonl")) {
+        bool behind_another = false;
         for_each_line(text, [&](std::string_view line, int64_t number) {
             const bool blank = line.find_first_not_of(" \t") == std::string_view::npos;
             if (blank) return;
-            if (number > 1) {
+            if (behind_another) {
                 out.tokens.push_back(tokenizer.eot());
                 counter.separator(tokenizer);
             }
+            behind_another = true;
             const std::string document = text_of_object(path, line, number);
             tokenizer.encode(document, out.tokens);
             counter.text(document);
@@ -96,14 +101,23 @@ void read_documents(TextTokens& out, const std::string& path, const std::string&
     out.words = counter.words;
 }
 
-// Its first four bytes are the magic number of a shard.
-bool is_shard(const std::string& path) {
-    FILE* file = fopen(path.c_str(), "rb");
-    unsigned char bytes[4] = {};
-    const bool read = file != nullptr && fread(bytes, 1, 4, file) == 4;
-    if (file != nullptr) fclose(file);
-    const uint32_t magic = bytes[0] | bytes[1] << 8 | bytes[2] << 16 | static_cast<uint32_t>(bytes[3]) << 24;
-    return read && (magic == 20240520 || magic == 20240801);
+// The first four bytes are the magic number of a shard.
+bool is_shard(std::string_view start) {
+    if (start.size() < 4) return false;
+    uint32_t magic = 0;
+    for (size_t i = 4; i-- > 0;) magic = magic << 8 | static_cast<unsigned char>(start[i]);
+    return magic == 20240520 || magic == 20240801;
+}
+
+// Of a regular file; reading a pipe would take the bytes away.
+std::string first_bytes(const std::string& path) {
+    std::error_code ignored;
+    FILE* file = std::filesystem::is_regular_file(path, ignored) ? fopen(path.c_str(), "rb") : nullptr;
+    if (file == nullptr) return "";
+    char bytes[4];
+    const size_t read = fread(bytes, 1, sizeof bytes, file);
+    fclose(file);
+    return {bytes, read};
 }
 
 }  // namespace
@@ -111,7 +125,7 @@ bool is_shard(const std::string& path) {
 TextTokens read_text_tokens(const std::string& path, const Tokenizer& tokenizer, int vocab) {
     TextTokens out;
     out.path = path;
-    if (file_exists(path) && is_shard(path)) {
+    if (is_shard(first_bytes(path))) {
         check_shard_tokenizer(path, tokenizer);
         const Shard shard = shards_open(path, vocab).at(0);
         for (int64_t i = 0; i < shard.num_tokens; i++) out.tokens.push_back(shard.token(i));
@@ -119,9 +133,11 @@ TextTokens read_text_tokens(const std::string& path, const Tokenizer& tokenizer,
         out.words = counter.words;
         out.bytes = counter.bytes;
     } else {
-        read_documents(out, path, read_plain(path), tokenizer);
+        const std::string text = read_plain(path);
+        if (is_shard(text)) throw user_error("%s: is a token shard in a pipe; name its file", path.c_str());
+        read_documents(out, path, text, tokenizer);
     }
-    if (out.tokens.empty()) throw user_error("%s: the file is empty, so it has no perplexity", path.c_str());
+    if (out.tokens.empty()) throw user_error("%s: holds no text, so it has no perplexity", path.c_str());
     for (int token : out.tokens) {
         if (token >= vocab)
             throw user_error("%s: its token %d is outside the model's vocabulary of %d; is this the model's tokenizer?",

@@ -12,7 +12,7 @@
 //   token perplexity  exp(NLL / tokens)         word perplexity  exp(NLL / words), words separated by white space,
 //   bits per byte     NLL / (ln 2 * bytes)                        separator lines not counted
 //   NLL: summed over the predicted tokens, in nats; words and bytes: of the text they stand for, a separator with its
-//   line
+//   line and the newline that ends the text before it
 #pragma once
 #include <cstdint>
 #include <string>
@@ -39,9 +39,9 @@ struct TextTokens {
     int64_t words = 0, bytes = 0;
 };
 // The file is plain text; or JSON lines with the string "text", each a document, with the end-of-text token between two
-// (known by the first line, or by a name that ends in .jsonl); or a token shard of this tokenizer (known by its first
-// bytes), whose words and bytes are found by decoding.
-// UserError when the file cannot be read, is empty, or holds a token that the vocabulary has not; names file and line.
+// (known by the first line, or by a name that ends in .jsonl); or a token shard of this tokenizer (a regular file,
+// known by its first bytes), whose words and bytes are found by decoding. UserError when the file cannot be read, holds
+// no text, or holds a token that the vocabulary has not; names file and line.
 TextTokens read_text_tokens(const std::string& path, const Tokenizer& tokenizer, int vocab);
 
 struct Windows {

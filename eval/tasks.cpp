@@ -110,7 +110,7 @@ Scores run_task(Model& model, const Task& task, const Tokenizer& tokenizer, cons
         scores.dropped = p.dropped;
         scores.finite = std::isfinite(p.nll);
         scores.ppl = p.ppl();
-        if (p.words > 0) scores.word_ppl = p.word_ppl();
+        if (const double word_ppl = p.word_ppl(); std::isfinite(word_ppl)) scores.word_ppl = word_ppl;
         scores.bits_per_byte = p.bits_per_byte();
         return scores;
     }

@@ -59,7 +59,8 @@ struct Scores {
 // comm: null is one rank; every rank gets the same scores. Windows' stride and chunks are for ppl.
 Scores run_task(Model& model, const Task& task, const Tokenizer& tokenizer, const Windows& windows, Comm* comm);
 
-// The fields of --json and of `eval` events; what is not defined is absent, what is no finite number is null.
+// The fields of --json and of `eval` events; what is not defined is absent (word_ppl also where it is too large),
+// what else is no finite number is null.
 nlohmann::ordered_json scores_json(const Scores& scores);
 nlohmann::ordered_json sample_json(const Scores& scores, const Scores::Sample& sample);
 std::string scores_line(const Scores& scores);  // for the terminal

@@ -38,13 +38,14 @@ bool have_program(const std::string& name) {
     return !build_folder().empty() && fs::exists(build_folder() + "/" + name);
 }
 
-static ProgramResult run_command(const std::string& command, const std::string& input = "/dev/null") {
+static ProgramResult run_command(const std::string& command, const std::string& input = "/dev/null",
+                                 const std::string& output = "") {
     TempFolder folder;
-    const std::string out = folder.path + "/out", err = folder.path + "/err";
+    const std::string out = output.empty() ? folder.path + "/out" : output, err = folder.path + "/err";
     const int raw = std::system((command + " > " + quoted(out) + " 2> " + quoted(err) + " < " + quoted(input)).c_str());
     ProgramResult result;
     result.status = WIFEXITED(raw) ? WEXITSTATUS(raw) : 128 + WTERMSIG(raw);
-    result.out = slurp(out);
+    if (output.empty()) result.out = slurp(out);
     result.err = slurp(err);
     return result;
 }
@@ -56,8 +57,8 @@ static std::string command_line(const std::string& name, const std::vector<std::
 }
 
 ProgramResult run_program(const std::string& name, const std::vector<std::string>& arguments,
-                          const std::string& input) {
-    return run_command(command_line(name, arguments), input);
+                          const std::string& input, const std::string& output) {
+    return run_command(command_line(name, arguments), input, output);
 }
 
 ProgramResult run_ranks(int ranks, const std::string& name, const std::vector<std::string>& arguments) {

@@ -8,9 +8,9 @@ struct ProgramResult {
     std::string out, err;   // what it printed
 };
 // Runs build/<this build>/NAME with arguments; the folder comes from the environment variable RESIDUAL_BUILD. input: the
-// file it reads as standard input.
+// file it reads as standard input. output: the file its standard output goes to instead of into the result.
 ProgramResult run_program(const std::string& name, const std::vector<std::string>& arguments,
-                          const std::string& input = "/dev/null");
+                          const std::string& input = "/dev/null", const std::string& output = "");
 // Under mpirun with that many ranks.
 ProgramResult run_ranks(int ranks, const std::string& name, const std::vector<std::string>& arguments);
 // True when RESIDUAL_BUILD names a folder with that program.

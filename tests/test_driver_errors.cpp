@@ -118,6 +118,31 @@ TEST_CASE("checkpoints cut short are refused by file", "[errors]") {
     check_refused(from(plain), "config.json");
 }
 
+TEST_CASE("results that stdout cannot take are an error", "[errors]") {
+    NEEDS_PROGRAMS();
+    const std::string golden = "tests/golden/eval";
+    for (const auto& [name, arguments] : std::vector<std::pair<std::string, std::vector<std::string>>>{
+             {"eval_gpt2", {"--model", golden, "--task", "ppl=" + golden + "/lambada.txt"}},
+             {"sample_gpt2", {"--model", golden, "--prompt", "a", "--tokens", "2"}},
+             {"train_gpt2", {"--model", "gpt2-nano", "--dry-run"}}}) {
+        const ProgramResult result = run_program(name, arguments, "/dev/null", "/dev/full");
+        check_refused(result, name + ": standard output cannot be written");
+    }
+}
+
+TEST_CASE("an error behind sampled text begins a line", "[errors]") {
+    NEEDS_PROGRAMS();
+    const TempFolder temp;
+    for (const char* name : {"config.json", "model.safetensors", "bytes_tokenizer.json"})
+        fs::copy("tests/golden/eval/" + std::string(name), temp.path + "/" + name);
+    std::string weights = read_text(temp.path + "/model.safetensors");
+    std::fill(weights.end() - 4096, weights.end(), '\xFF');  // NaN in any type
+    write_bytes(temp.path + "/model.safetensors", weights);
+    const ProgramResult result = run_program("sample_gpt2", {"--model", temp.path, "--prompt", "the cat"});
+    check_refused(result, "not finite");
+    CHECK(result.out == "the cat\n");
+}
+
 TEST_CASE("a run that diverges ends with 2 and one line", "[errors]") {
     NEEDS_PROGRAMS();
     TempFolder temp;

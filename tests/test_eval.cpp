@@ -1,5 +1,7 @@
 // Evaluation against lm-evaluation-harness: tests/golden/eval holds a small model, task files of every form, and what
 // the harness says about them example by example (dev/oracle/eval_vectors.py).
+#include <unistd.h>
+
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -211,10 +213,18 @@ TEST_CASE("eval: bad files are refused with file and line", "[eval]") {
         {"lambada", "{\"text\":\"\xFF\"}\n", "", "f:1: is no JSON"},
         {"lambada", "", "", "f: there are no examples"},
         {"lambada", " \n\n", "", "f: there are no examples"},
-        {"lambada", std::string("\xFD") + "7zXZ\0\0", "", "xz -dc"},
-        {"hellaswag", "\x1F\x8B x", "", "gzip -dc"},
+        {"lambada", std::string("\xFD") + "7zXZ" + '\0', "", "f: is compressed (xz); unpack it first, as in: xz -dc "},
+        {"hellaswag", "\x1F\x8B\x08 x", "", "gzip -dc"},
+        {"ppl", "\x28\xB5\x2F\xFD x", "", "zstd -dc"},
+        {"lambada", "BZh91AY", "", "bzip2 -dc"},
+        {"arc", "PK\x03\x04 x", "", "unzip -p"},
         {"hellaswag", hella + ",\"label\":\"\"}", "", "f:1: its label \"label\" is empty"},
         {"hellaswag", hella + ",\"label\":2}", "", "f:1: its label \"label\" is 2, it must lie between 0 and 1"},
+        {"hellaswag", hella + ",\"label\":null}", "", "f:1: its label \"label\" is empty"},
+        {"hellaswag", hella + ",\"label\":" + std::string(300000, '[') + std::string(300000, ']') + "}", "",
+         "f:1: its label \"label\" is no number"},
+        {"hellaswag", R"({"ctx_a":"a","ctx_b":"b","activity_label":"c","endings":[],"label":0})", "",
+         "f:1: there must be two choices"},
         {"hellaswag", hella + "}", "", "f:1: there is no \"label\""},
         {"hellaswag", "{\"activity_label\":1}", "", "f:1: \"activity_label\" is no text"},
         {"hellaswag", "a: b\n0\nc\nd\ne\nf\ng: h\n1\n", "", "f:8: the file ends after 2 of the 6 lines"},
@@ -226,7 +236,10 @@ TEST_CASE("eval: bad files are refused with file and line", "[eval]") {
         {"piqa", "{\"goal\":\"a\",\"sol1\":\"b\",\"sol2\":\"c\"}", "0\n1\n", "l has 2 labels, "},
         {"piqa", "{\"goal\":\"a\",\"sol1\":\"b\",\"sol2\":\"c\"}\n{\"goal\":\"a\",\"sol1\":\"b\",\"sol2\":\"c\"}",
          "0\n", "f:2: "},
-        {"piqa", "{\"goal\":\"a\",\"sol1\":\"b\",\"sol2\":\"c\"}", "\n0\n", "l:1: its label \"label\" is empty"},
+        {"piqa", "{\"goal\":\"a\",\"sol1\":\"b\",\"sol2\":\"c\"}", "\n2\n", "l:2: its label \"label\" is 2"},
+        {"arc", "{\"question\":\"q\",\"choices\":{\"text\":[\"a\"],\"label\":[\"A\"]},\"answerKey\":\"A\"}", "",
+         "f:1: there must be two choices"},
+        {"arc", R"({"question":{"stem":"q","choices":[]},"answerKey":"A"})", "", "f:1: there must be two choices"},
         {"arc", arc + "\"answerKey\":\"C\"}", "", "f:1: its \"answerKey\" C is none of the choices' labels"},
         {"arc", arc + "\"answerKey\":\"\"}", "", "f:1: its \"answerKey\" is empty"},
         {"arc", arc + "\"x\":1}", "", "f:1: there is no \"answerKey\""},
@@ -240,6 +253,8 @@ TEST_CASE("eval: bad files are refused with file and line", "[eval]") {
         {"winogrande", "{\"sentence\":\"a\",\"option1\":\"x\",\"option2\":\"y\",\"answer\":\"1\"}", "",
          "f:1: its \"sentence\""},
         {"winogrande", "{\"context_options\":[\"a\",\"b\"],\"continuation\":\"c\"}", "", "f:1: there is no \"gold\""},
+        {"winogrande", "{\"context_options\":[\"a\"],\"continuation\":\"c\",\"gold\":0}", "",
+         "f:1: there must be two choices"},
         {"choice", "{\"context\":\"a\",\"choices\":[\"b\",\"c\"]}", "", "f:1: there is no \"gold\""},
         {"choice", "{\"context\":\"a\",\"choices\":[\"b\",\"c\"],\"gold\":\"0\"}", "",
          "f:1: \"gold\" is no whole number"},
@@ -248,7 +263,8 @@ TEST_CASE("eval: bad files are refused with file and line", "[eval]") {
         {"choice", "{\"context\":\"a\",\"choices\":[\"b\",3],\"gold\":0}", "", "f:1: \"choices\" is no list of texts"},
         {"choice", "{\"context\":\"a\",\"choices\":[\"b\",\"" + std::string(97, 'x') + "\"],\"gold\":0}", "",
          "f: none of its 1 examples can be scored"},
-        {"ppl", "", "", "f: the file is empty"},
+        {"ppl", "", "", "f: holds no text"},
+        {"ppl", "{\"text\":\"\"}", "", "f: holds no text"},
         {"ppl", "{\"text\":\"a\"}\n{\"text\":\n", "", "f:2: is no JSON"},
     };
     const TempFolder temp;
@@ -364,6 +380,85 @@ TEST_CASE("eval: perplexity of text, JSON lines and shards, in windows and whole
     CHECK(perplexity(model, even, tokenizer, {1, T, 0, true}, nullptr).tokens == T);
     const std::string message = user_error_of([&] { perplexity(model, text, tokenizer, {1, 90, 0, true}, nullptr); });
     CHECK(message.find("fill no chunk of 90") != std::string::npos);
+}
+
+TEST_CASE("eval: a text may come through a pipe", "[eval]") {
+    const Tokenizer& tokenizer = *small_model().tokenizer;
+    auto piped = [&](const std::string& bytes) {  // fits into the pipe, so nobody has to write while we read
+        int ends[2];
+        REQUIRE(pipe(ends) == 0);
+        REQUIRE(write(ends[1], bytes.data(), bytes.size()) == static_cast<ssize_t>(bytes.size()));
+        close(ends[1]);
+        const std::string path = "/proc/self/fd/" + std::to_string(ends[0]);
+        TextTokens text;
+        const std::string message = user_error_of([&] { text = read_text_tokens(path, tokenizer, 256); });
+        close(ends[0]);
+        return std::make_pair(text, message);
+    };
+    std::string bytes;
+    for (int i = 0; i < 9000; i++) bytes += static_cast<char>('a' + i % 26);
+    const TextTokens text = piped(bytes).first;
+    CHECK(text.bytes == 9000);
+    CHECK(tokenizer.decode(text.tokens) == bytes);
+    const TempFolder temp;
+    shard_write(temp / "shard", {1, 2, 3}, 256);
+    CHECK(piped(read_text(temp / "shard")).second.find("is a token shard in a pipe") != std::string::npos);
+}
+
+TEST_CASE("eval: separators, blank lines and bytes of every form of a text", "[eval]") {
+    const TempFolder temp;
+    auto read = [&](const std::string& content) {
+        put_bytes(temp / "f", content);
+        return read_text_tokens(temp / "f", *small_model().tokenizer, 256);
+    };
+    // A blank line in front is no document; an empty document is one.
+    put_bytes(temp / "f.jsonl", "\n{\"text\":\"a\"}\n\n{\"text\":\"b\"}\n");
+    CHECK((read_text_tokens(temp / "f.jsonl", *small_model().tokenizer, 256).tokens == Tokens{'a', 0, 'b'}));
+    CHECK((read("{\"text\":\"\"}\n{\"text\":\"b\"}\n").tokens == Tokens{0, 'b'}));
+    // Plain text is taken byte for byte.
+    CHECK(read("a\r\n\r\n<|endoftext|>\r\nb").tokens.size() == 5 + 15 + 1);
+    // A shard counts the bytes that the text has.
+    const std::string separator = "<|endoftext|>\n";
+    for (const std::string& text : {"a b\n" + separator + separator + "c", separator + "a\n\n" + separator,
+                                    "a\n" + separator + "b\n" + separator + separator}) {
+        const TextTokens plain = read(text);
+        shard_write(temp / "shard", {plain.tokens.begin(), plain.tokens.end()}, 256);
+        const TextTokens shard = read_text_tokens(temp / "shard", *small_model().tokenizer, 256);
+        INFO(text);
+        CHECK(plain.bytes == static_cast<int64_t>(text.size()));
+        CHECK(shard.bytes == plain.bytes);
+        CHECK(shard.words == plain.words);
+    }
+    // JSON lines have those of their documents joined by separators.
+    CHECK(read("{\"text\":\"\"}\n{\"text\":\"a\"}\n{\"text\":\"\"}\n{\"text\":\"b\"}\n").bytes ==
+          static_cast<int64_t>((separator + "a\n" + separator + separator + "b").size()));
+    // A part that begins with a separator knows whether text stood before it.
+    for (const char* text : {"a\n<|endoftext|>\nbcdefghijklmnop", "<|endoftext|>\n<|endoftext|>\nbcdefghijklmnop"}) {
+        const Windows chunk = {1, 16, 0, true};
+        const Perplexity part = perplexity(*small_model().model, read(text), *small_model().tokenizer, chunk, nullptr);
+        CHECK(part.tokens == 16);
+        CHECK(part.bytes == 14 + (text[0] == 'a') + 15);
+    }
+}
+
+TEST_CASE("eval: blank lines of LABELS are passed over, word_ppl is absent where it is infinite", "[eval]") {
+    const TempFolder temp;
+    const Tokenizer& tokenizer = *small_model().tokenizer;
+    const ModelConfig& config = model_config(*small_model().model);
+    std::string labels = "\n";
+    for (char c : read_text(golden + "/piqa-labels.lst")) labels += c == '\n' ? "\r\n \n" : std::string(1, c);
+    put_bytes(temp / "l", labels);
+    const Task with = read_task({"piqa", golden + "/piqa.jsonl", temp / "l"}, tokenizer, config, context(), 0);
+    const Task plain =
+        read_task({"piqa", golden + "/piqa.jsonl", golden + "/piqa-labels.lst"}, tokenizer, config, context(), 0);
+    REQUIRE(with.items.size() == plain.items.size());
+    for (size_t i = 0; i < with.items.size(); i++) CHECK(with.items[i].gold == plain.items[i].gold);
+
+    put_bytes(temp / "f", std::string(1000, '\x01'));  // a single word
+    const json scores = scores_json(run(read_task({"ppl", temp / "f", ""}, tokenizer, config, context(), 0)));
+    REQUIRE(scores["bits_per_byte"].get<double>() * 1000 > 1024);  // so that 2 to that power is too large
+    CHECK(scores["ppl"].is_number());
+    CHECK_FALSE(scores.contains("word_ppl"));
 }
 
 TEST_CASE("eval: the publishers' files hold what their description says", "[eval]") {

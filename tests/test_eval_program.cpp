@@ -106,6 +106,35 @@ TEST_CASE("eval_gpt2 refuses what cannot be in one line", "[eval]") {
                   "bad:2: is no JSON");
 }
 
+TEST_CASE("eval_gpt2 opens its results before it scores and cuts nothing else", "[eval]") {
+    NEEDS_PROGRAMS();
+    const TempFolder temp;
+    const std::string arc = "arc=" + golden + "arc.jsonl";
+    for (const char* option : {"--json", "--samples"}) {
+        const ProgramResult early = evaluate({"--task", arc, option, temp / "no/folder"});
+        check_refused(early, option + (" " + temp.path) + "/no/folder: cannot be written");
+        CHECK(early.out.empty());
+    }
+    const ProgramResult twice = evaluate({"--task", arc, "--json", temp / "both", "--samples", temp.path + "/./both"});
+    check_refused(twice, "--json names the same file");
+    CHECK(twice.out.empty());
+    CHECK_FALSE(file_exists(temp / "both"));
+    // An evaluation that fails leaves results of an earlier one, and no empty ones.
+    put_bytes(temp / "old", std::string(100000, 'x'));
+    check_refused(evaluate({"--task", "arc=" + (temp / "absent"), "--json", temp / "old", "--samples", temp / "new"}),
+                  "absent");
+    CHECK(read_text(temp / "old") == std::string(100000, 'x'));
+    CHECK_FALSE(file_exists(temp / "new"));
+    REQUIRE(evaluate({"--task", arc, "--json", temp / "old"}).status == 0);
+    const json scores = json::parse(read_text(temp / "old"));
+    // stdout, redirected to a file, keeps what was printed there.
+    const ProgramResult out = evaluate({"--task", arc, "--json", "/dev/stdout"});
+    CHECK(out.status == 0);
+    CHECK(out.out.find("arc " + golden + "arc.jsonl: acc ") == 0);
+    const size_t line = out.out.find('\n') + 1;
+    CHECK(json::parse(out.out.substr(line)) == scores);
+}
+
 TEST_CASE("train_gpt2 --eval: the same tasks, the same scores for any number of ranks", "[eval]") {
     NEEDS_PROGRAMS();
     const TempFolder temp;
