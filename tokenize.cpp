@@ -1,10 +1,11 @@
 // tokenize: text files to token shards for train_gpt2. What it writes and how it splits: dataloader/prepare.h.
-#include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
 
 #include "checkpoint/files.h"
 #include "dataloader/prepare.h"
+#include "driver/cli.h"
+#include "driver/program.h"
 #include "kernels/error.h"
 
 static void run(const PrepareOptions& options) {
@@ -41,6 +42,20 @@ static void run(const PrepareOptions& options) {
         std::printf("note       the text holds %lld NUL bytes, which read as ends of documents\n",
                     static_cast<long long>(summary.eot_in_text));
     }
+    if (summary.separators_with_cr > 0) {
+        std::printf(
+            "note       %lld lines are the separator but for a CR at their end, and were kept as text; make the "
+            "line ends LF\n",
+            static_cast<long long>(summary.separators_with_cr));
+    }
+    for (const std::string& input : summary.like_json_lines) {
+        std::printf("note       %s looks like JSON lines, but was read as text; use --jsonl\n",
+                    printable(input).c_str());
+    }
+    if (options.val_fraction > 0 && summary.val_tokens == 0) {
+        std::printf("note       --val-fraction %g is less than half a token of this text, so nothing is held out\n",
+                    options.val_fraction);
+    }
     if (!summary.stale.empty()) {
         std::printf("note       %s of an earlier run was left as it is; it may hold the same text\n",
                     summary.stale[0].c_str());
@@ -49,59 +64,51 @@ static void run(const PrepareOptions& options) {
                 static_cast<double>(tokens) / seconds / 1e6);
 }
 
-int main(int argc, char** argv) {
+static int tokenize_main(int argc, char** argv) {
     PrepareOptions options;
     CLI::App app(
         "Turns text into token shards for train_gpt2.\n"
         "A line that is exactly the separator ends a document: with the newline before it and its own, it becomes\n"
         "the end-of-text token. So does the end of an input that more text follows.");
-    app.name("tokenize");
     app.add_option("INPUT", options.inputs,
-                   "text files, or JSON lines (*.jsonl), read in this order; - is standard input")
+                   "text files, or JSON lines (*.jsonl, in any case), read in this order; - is standard input")
         ->type_name("")
         ->required();
-    app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+    cli_defaults(app, "tokenize");  // not before: of inputs, all count
     app.add_option("--out", options.out,
                    "start of the names written: PREFIX_train_000000.bin ..., PREFIX_val_000000.bin ..., "
                    "PREFIX_tokenizer.json; shards of an earlier run are replaced")
         ->type_name("PREFIX")
         ->required();
-    app.option_defaults()->always_capture_default();
     app.add_option(
            "--tokenizer", options.tokenizer,
            "bytes: a token is a byte, vocabulary 256, end of text is token 0, and so is a NUL byte in the text; "
            "gpt2:FOLDER: GPT-2's, FOLDER holds encoder.json or vocab.json, and vocab.bpe or merges.txt")
         ->type_name("NAME");
-    app.add_option(
-           "--val-fraction", options.val_fraction,
-           "part of the tokens held out, 0 to 1: whole documents, evenly spread; the tail of the text when that "
-           "would hold out none")
+    app.add_option("--val-fraction", options.val_fraction,
+                   "part of the tokens held out, 0 to 1: whole documents, evenly spread; the tail of the text, rounded "
+                   "to whole tokens, when that would hold out none")
         ->type_name("F");
     app.add_option("--shard-tokens", options.shard_tokens, "most tokens in one file")->type_name("N");
     app.add_option("--separator", options.separator, "line between documents; '' takes every blank line as one")
         ->type_name("TEXT");
     app.add_flag("--jsonl", options.jsonl, "every input is JSON lines, whatever its name");
-    app.add_option(
-           "--field", options.field,
-           "of JSON lines: the field that holds the document, text by default; standard input is JSON lines then")
-        ->type_name("NAME");
+    const CLI::Option* field =
+        app.add_option(
+               "--field", options.field,
+               "of JSON lines: the field that holds the document, text by default; standard input is JSON lines then")
+            ->type_name("NAME");
     app.add_flag("--skip-bad", options.skip_bad,
                  "leave out lines that are no JSON object with that field, and count them");
     app.add_option("--threads", options.threads, "cores to use; 0: all; the shards do not depend on it")
         ->type_name("N");
-    try {
-        app.parse(argc, argv);
-        run(options);
-        return 0;
-    } catch (const CLI::CallForHelp&) {
-        std::printf("%s", app.help().c_str());
-        return 0;
-    } catch (const CLI::ParseError& error) {
-        std::fprintf(stderr, "tokenize: %s; see tokenize --help\n", printable(error.what()).c_str());
-    } catch (const UserError& error) {
-        std::fprintf(stderr, "tokenize: %s\n", error.what());
-    } catch (const std::bad_alloc&) {
-        std::fprintf(stderr, "tokenize: out of memory; close other programs\n");
-    }
-    return 1;
+    if (!cli_parse(app, argc, argv)) return EXIT_DONE;
+    if (field->count() > 0 && options.field.empty())
+        throw user_error("--field: is empty; name the field that holds the document, as in --field text");
+    run(options);
+    return EXIT_DONE;
+}
+
+int main(int argc, char** argv) {
+    return program_main("tokenize", [&] { return tokenize_main(argc, argv); });
 }

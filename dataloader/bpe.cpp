@@ -16,6 +16,11 @@ constexpr const char* end_of_text = "<|endoftext|>";
 constexpr size_t large_piece = 1 << 20;  // bytes; merging takes up to 32 times as much memory
 constexpr size_t longest_piece = 16 << 20;
 
+// <|endoftext|>, or another token for no text, as <pad>. No merge makes it.
+bool is_special(const std::string& token) {
+    return token.size() > 2 && token.front() == '<' && token.back() == '>';
+}
+
 // Where a piece of more than longest_piece bytes is cut: there, at the start of a character.
 size_t forced_cut(std::string_view piece) {
     size_t at = longest_piece;
@@ -175,7 +180,7 @@ class Gpt2Tokenizer final : public Tokenizer {
 };
 
 Gpt2Tokenizer::Gpt2Tokenizer(BpeVocabulary vocabulary) : vocabulary_(std::move(vocabulary)) {
-    const char* source = vocabulary_.source.c_str();
+    const char *vocab_source = vocabulary_.vocab_source.c_str(), *merges_source = vocabulary_.merges_source.c_str();
     std::unordered_map<std::string_view, int> ids;
     std::fill(std::begin(byte_token_), std::end(byte_token_), -1);
     for (const std::string& token : vocabulary_.tokens) {
@@ -187,16 +192,17 @@ Gpt2Tokenizer::Gpt2Tokenizer(BpeVocabulary vocabulary) : vocabulary_(std::move(v
         if (token == end_of_text) eot_ = id;
     }
     if (eot_ < 0)
-        throw user_error("%s: its vocabulary has no %s, so it is not GPT-2's; name a GPT-2 tokenizer's folder", source,
-                         end_of_text);
+        throw user_error("%s: its vocabulary has no %s, so it is not GPT-2's; name a GPT-2 tokenizer's folder",
+                         vocab_source, end_of_text);
     for (int byte = 0; byte < 256; byte++) {
         if (byte_token_[byte] < 0)
             throw user_error(
                 "%s: its vocabulary has no token for the byte 0x%02X, so it is not GPT-2's; name a GPT-2 tokenizer's "
                 "folder",
-                source, byte);
+                vocab_source, byte);
     }
     merges_.reserve(vocabulary_.merges.size());
+    std::vector<bool> merged(vocabulary_.tokens.size());  // by token: a merge makes it
     uint32_t rank = 0;
     for (const auto& [left, right] : vocabulary_.merges) {
         const auto l = ids.find(left), r = ids.find(right), both = ids.find(left + right);
@@ -204,9 +210,24 @@ Gpt2Tokenizer::Gpt2Tokenizer(BpeVocabulary vocabulary) : vocabulary_(std::move(v
             throw user_error(
                 "%s: merge %u, '%s %s', is of tokens that the vocabulary lacks; the two files belong to different "
                 "tokenizers",
-                source, rank + 1, printable(left).c_str(), printable(right).c_str());
+                merges_source, rank + 1, printable(left).c_str(), printable(right).c_str());
         merges_.set(l->second, r->second, rank++, both->second);
+        merged[static_cast<size_t>(both->second)] = true;
     }
+    // A list cut at a line's end would encode, into tokens that no model was trained on.
+    size_t lacking = 0, first_lacking = 0;
+    for (size_t i = vocabulary_.tokens.size(); i-- > 0;) {
+        const std::string& token = vocabulary_.tokens[i];
+        if (merged[i] || bytes_[i].size() <= 1 || is_special(token)) continue;
+        lacking++;
+        first_lacking = i;
+    }
+    if (lacking > 0)
+        throw user_error(
+            "%s: has %zu merges where the vocabulary needs %zu (none makes '%s'), so it was cut short or is another "
+            "tokenizer's; fetch it again",
+            merges_source, vocabulary_.merges.size(), vocabulary_.merges.size() + lacking,
+            printable(vocabulary_.tokens[first_lacking]).c_str());
 }
 
 Gpt2Tokenizer::Loan::Loan(const Gpt2Tokenizer& owner) : owner_(owner) {

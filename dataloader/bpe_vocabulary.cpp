@@ -87,7 +87,8 @@ BpeVocabulary bpe_read(const std::string& folder) {
             "(or merges.txt)",
             folder.c_str(), vocab.empty() ? "encoder.json or vocab.json" : "vocab.bpe or merges.txt");
     BpeVocabulary out;
-    out.source = merges;
+    out.vocab_source = vocab;
+    out.merges_source = merges;
     out.tokens = tokens_of(json::parse(read_text(vocab), nullptr, false), vocab);
     const std::string text = read_text(merges);
     int64_t number = 0;
@@ -107,7 +108,7 @@ BpeVocabulary bpe_read(const std::string& folder) {
 
 BpeVocabulary bpe_read(const json& file, const std::string& path) {
     BpeVocabulary out;
-    out.source = path;
+    out.vocab_source = out.merges_source = path;
     const bool both = file.contains("vocab") && file.contains("merges") && file["merges"].is_array();
     if (both) out.tokens = tokens_of(file["vocab"], path);
     bool good = both;

@@ -11,7 +11,7 @@
 struct BpeVocabulary {
     std::vector<std::string> tokens;  // by id, as in the files; "" where an id is not used
     std::vector<std::pair<std::string, std::string>> merges;
-    std::string source;  // what to name when something is wrong in it
+    std::string vocab_source, merges_source;  // the files, to be named when something is wrong in them
 };
 
 // True when the folder holds both files, under either name.

@@ -217,15 +217,23 @@ void DocumentSplitter::no_separator() {
     matched_ = 0;
 }
 
+// Of a line that was text.
+void DocumentSplitter::end_line() {
+    separators_with_cr_ += counting_ && behind_ == 1;
+    counting_ = false;
+}
+
 void DocumentSplitter::feed(std::string_view piece) {
     size_t at = 0;
     while (at < piece.size()) {
         if (!matching_) {
             size_t newline = std::min(piece.find('\n', at), piece.size());
             text_.append(piece.substr(at, newline - at));
+            behind_ += newline - at;
             at = newline;
             if (at == piece.size()) break;
             at++;
+            end_line();
             held_newline_ = matching_ = true;
         } else if (matched_ < separator_.size() && piece[at] == separator_[matched_]) {
             matched_++;
@@ -237,6 +245,8 @@ void DocumentSplitter::feed(std::string_view piece) {
             matched_ = 0;
             at++;
         } else {
+            counting_ = matched_ == separator_.size() && piece[at] == '\r';
+            behind_ = 0;
             no_separator();
         }
         if (text_.size() >= static_cast<size_t>(block)) flush();
@@ -249,6 +259,7 @@ void DocumentSplitter::finish() {
         on_separator_();
     } else {
         no_separator();
+        end_line();
         flush();
     }
     held_newline_ = false;
@@ -287,7 +298,10 @@ PrepareSummary prepare(const PrepareOptions& options) {
             if (json) {
                 read_json_lines(input, builder);
             } else {
-                read_documents(input, options.separator, builder);
+                const TextSigns signs = read_documents(input, options.separator, field, builder);
+                splitter.summary.separators_with_cr += signs.separators_with_cr;
+                if (signs.json_line)
+                    splitter.summary.like_json_lines.push_back(input == "-" ? "standard input" : input);
             }
         }
         jobs.finish();

@@ -2,8 +2,9 @@
 //
 // Documents. A line that is exactly the separator ends a document; it becomes the tokenizer's end-of-text token, which
 // takes the place of the line, its newline, and the newline before it. Everything else is text, byte for byte (line
-// ends included; a separator line ended by CR LF is not one). Between two inputs a document ends as well, with one
-// token, unless the first of them ended with a separator. After the last text no token is added.
+// ends included; a separator line ended by CR LF is not one, but counted; a UTF-8 byte order mark at the start of an
+// input is dropped). Between two inputs a document ends as well, with one token, unless the first of them ended with a
+// separator. After the last text no token is added.
 // In JSON lines every line is an object with the document in one field, a string; the token ends each of them, the
 // last one too, separator lines in it are text, and blank lines are passed over.
 //
@@ -27,7 +28,7 @@ struct PrepareOptions {
     double val_fraction = 0.1;
     int64_t shard_tokens = 100'000'000;
     std::string separator = "<|endoftext|>";
-    bool jsonl = false;     // every input is JSON lines, not only those named *.jsonl
+    bool jsonl = false;     // every input is JSON lines, not only those named *.jsonl (in any case)
     std::string field;      // of JSON lines; empty: "text". Standard input is JSON lines when it is given
     bool skip_bad = false;  // lines that are no such object are left out and counted
     int threads = 0;        // 0: as many as there are cores
@@ -36,8 +37,10 @@ struct PrepareOptions {
 struct PrepareSummary {
     int64_t documents = 0, val_documents = 0;
     int64_t train_tokens = 0, val_tokens = 0;
-    int64_t eot_in_text = 0;         // tokens of text that read as ends of documents: NUL with `bytes`
-    int64_t documents_not_utf8 = 0;  // hold bytes that are not UTF-8
+    int64_t eot_in_text = 0;                   // tokens of text that read as ends of documents: NUL with `bytes`
+    int64_t documents_not_utf8 = 0;            // hold bytes that are not UTF-8
+    int64_t separators_with_cr = 0;            // lines that would be separators but for a CR before the newline: text
+    std::vector<std::string> like_json_lines;  // inputs read as text that begin with a JSON object with the field
     int64_t skipped_lines = 0;
     std::vector<std::string> first_skipped;  // "FILE:LINE: why" of the first five
     bool tail_held_out = false;
@@ -59,9 +62,11 @@ class DocumentSplitter {
     DocumentSplitter(std::string separator, TextSink on_text, SeparatorSink on_separator);
     void feed(std::string_view piece);
     void finish();  // the input ends here; the next feed begins a new one
+    int64_t separators_with_cr() const { return separators_with_cr_; }  // lines taken for text because of a CR
 
   private:
     void no_separator();
+    void end_line();
     void flush();
     std::string separator_;
     TextSink on_text_;
@@ -70,4 +75,7 @@ class DocumentSplitter {
     bool held_newline_ = false;  // the newline before this line: not yet known to be text
     bool matching_ = true;       // this line is a prefix of the separator so far,
     size_t matched_ = 0;         // this long
+    bool counting_ = false;      // this line is the separator, a CR, and maybe more:
+    size_t behind_ = 0;          // so many bytes behind the separator
+    int64_t separators_with_cr_ = 0;
 };

@@ -103,7 +103,9 @@ Shard open_shard(const std::string& path, int vocab) {
     shard.tokens = file.data + header_bytes;
     shard.mapping = file.owner;
     int64_t needed = static_cast<int64_t>(header_bytes) + shard.num_tokens * shard.token_bytes;
-    if (count < 0 || needed != static_cast<int64_t>(file.size)) {
+    if (count < 0)
+        throw user_error("%s: is damaged (its header says %d tokens); fetch or make it again", path.c_str(), count);
+    if (needed != static_cast<int64_t>(file.size)) {
         throw user_error(
             "%s: has %zu bytes where its header (%d tokens) needs %lld; it was cut short or damaged, fetch "
             "or make it again",

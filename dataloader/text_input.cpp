@@ -1,5 +1,7 @@
 #include "dataloader/text_input.h"
 
+#include <strings.h>
+
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -34,11 +36,13 @@ void read_blocks(const std::string& path, Action action) {
         const size_t n = fread(bytes.data(), 1, bytes.size(), file.get());
         if (ferror(file.get()))
             throw user_error("%s: cannot be read: %s; check the disk", name.c_str(), strerror(errno));
+        std::string_view text(bytes.data(), n);
         if (first) {
             const bool json = path.find(".jsonl") != std::string::npos || path.find(".json.") != std::string::npos;
-            refuse_compressed(path, {bytes.data(), n}, json ? "| tokenize - --jsonl ..." : "| tokenize - ...");
+            refuse_compressed(path, text, json ? "| tokenize - --jsonl ..." : "| tokenize - ...");
+            if (text.starts_with("\xEF\xBB\xBF")) text.remove_prefix(3);
         }
-        action(std::string_view(bytes.data(), n));
+        action(text);
         if (n < bytes.size()) return;
     }
 }
@@ -65,13 +69,24 @@ void refuse_compressed(const std::string& path, std::string_view start, const st
     }
 }
 
-void read_documents(const std::string& path, const std::string& separator, JobBuilder& builder) {
+TextSigns read_documents(const std::string& path, const std::string& separator, const std::string& field,
+                         JobBuilder& builder) {
     builder.begin_input(shown(path));
     DocumentSplitter splitter(
         separator, [&](std::string_view text) { builder.text(text); }, [&] { builder.end_document(); });
-    read_blocks(path, [&](std::string_view bytes) { splitter.feed(bytes); });
+    TextSigns signs;
+    bool first = true;
+    read_blocks(path, [&](std::string_view bytes) {
+        std::string document, fault;
+        if (first && bytes.starts_with('{'))
+            signs.json_line = read_field(bytes.substr(0, bytes.find('\n')), field, document, fault);
+        first = false;
+        splitter.feed(bytes);
+    });
     splitter.finish();
     builder.end_input();
+    signs.separators_with_cr = splitter.separators_with_cr();
+    return signs;
 }
 
 void read_json_lines(const std::string& path, JobBuilder& builder) {
@@ -88,5 +103,6 @@ void read_json_lines(const std::string& path, JobBuilder& builder) {
 }
 
 bool is_jsonl(const std::string& path) {
-    return path.ends_with(".jsonl");
+    constexpr std::string_view ending = ".jsonl";
+    return path.size() >= ending.size() && strcasecmp(path.c_str() + path.size() - ending.size(), ending.data()) == 0;
 }

@@ -11,7 +11,8 @@ namespace {
 
 constexpr size_t job_bytes = 256 << 10;  // a job is sent off when it has that many
 
-// The field of a line; false with the reason in `fault`.
+}  // namespace
+
 bool read_field(std::string_view line, const std::string& field, std::string& text, std::string& fault) {
     json object = json::parse(line, nullptr, false);
     if (object.is_discarded()) {
@@ -27,8 +28,6 @@ bool read_field(std::string_view line, const std::string& field, std::string& te
     }
     return fault.empty();
 }
-
-}  // namespace
 
 void TextJob::encode(const Tokenizer& tokenizer, const std::string& field) {
     size_t at = 0;

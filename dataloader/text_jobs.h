@@ -28,6 +28,9 @@ struct TextUnit {
     std::string fault;      // why a JSON line gives no document
 };
 
+// The string in that field of a line of JSON; false with the reason in `fault`.
+bool read_field(std::string_view line, const std::string& field, std::string& text, std::string& fault);
+
 struct TextJob {
     std::string source;  // the input, to be named in messages
     std::string text;

@@ -89,10 +89,14 @@ TokenizerPtr gpt2_here(const std::string& source, const BpeVocabulary& vocabular
     return gpt2_tokenizer(vocabulary);
 }
 
-// The JSON object in a file, null when it is something else. Ours has "kind", Hugging Face's tokenizer.json has not.
-json object_in(const std::string& path) {
-    json parsed = json::parse(read_text(path), nullptr, false);
-    return parsed.is_object() && parsed.contains("kind") && parsed["kind"].is_string() ? parsed : json();
+// The JSON in a file, discarded when it is none.
+json json_in(const std::string& path) {
+    return json::parse(read_text(path), nullptr, false);
+}
+
+// Ours has "kind", Hugging Face's tokenizer.json has not.
+bool is_ours(const json& file) {
+    return file.is_object() && file.contains("kind") && file["kind"].is_string();
 }
 
 }  // namespace
@@ -123,10 +127,12 @@ TokenizerPtr tokenizer_create(const std::string& name) {
 }
 
 TokenizerPtr tokenizer_load(const std::string& path) {
-    const json parsed = object_in(path);
-    if (parsed.is_null()) {
-        throw user_error("%s: is not a tokenizer file of ours (a JSON object with 'kind'); make it again with tokenize",
-                         path.c_str());
+    const json parsed = json_in(path);
+    if (!is_ours(parsed)) {
+        throw user_error(
+            "%s: is not a tokenizer file of ours (a JSON object with 'kind'), or was cut short; copy it again, or make "
+            "it again with tokenize",
+            path.c_str());
     }
     const std::string kind = parsed["kind"].get<std::string>();
     TokenizerPtr tokenizer;
@@ -197,7 +203,10 @@ TokenizerPtr tokenizer_in(const std::string& folder) {
     for (const std::string& name : list_folder(folder)) {
         if (!name.ends_with("tokenizer.json")) continue;
         const std::string path = join_path(folder, name);
-        if (file_exists(path) && !object_in(path).is_null()) return tokenizer_load(path);
+        if (!file_exists(path)) continue;
+        const json parsed = json_in(path);
+        // One of our names is no other program's to write: what does not parse was cut short, and is named.
+        if (is_ours(parsed) || (parsed.is_discarded() && name.ends_with(file_ending))) return tokenizer_load(path);
     }
     return bpe_folder(folder) ? gpt2_here(folder, bpe_read(folder)) : nullptr;
 }

@@ -59,7 +59,8 @@ std::string tokenizer_beside(const std::string& shard_path);
 // UserError when the file beside a shard is of another tokenizer. A shard without one is taken on trust.
 void check_shard_tokenizer(const std::string& shard_path, const Tokenizer& tokenizer);
 // The tokenizer of a model's folder: its *tokenizer.json that is ours, or else the files of a Hugging Face GPT-2
-// folder. Null when there is none. (Hugging Face's own tokenizer.json has another format and is passed over.)
+// folder. Null when there is none. (Hugging Face's own tokenizer.json has another format and is passed over.) UserError
+// for a *_tokenizer.json that is no JSON.
 TokenizerPtr tokenizer_in(const std::string& folder);
 // What a checkpoint holds of the tokenizer that was loaded from `path`: that file, and those of Hugging Face.
 std::vector<NamedText> tokenizer_files(const Tokenizer& tokenizer, const std::string& path);

@@ -40,7 +40,7 @@ bool cli_parse(CLI::App& app, int argc, char** argv) {
     } catch (const CLI::ConfigError& error) {
         throw user_error("--config %s: %s", app.get_config_ptr()->as<std::string>().c_str(), error.what());
     } catch (const CLI::ParseError& error) {
-        throw user_error("%s", error.what());
+        throw user_error("%s; --help lists all options", error.what());
     }
     return true;
 }

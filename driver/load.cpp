@@ -16,6 +16,11 @@ LoadedModel load_model(const std::string& dir, int B) {
     check_config(config);
     for (const std::string& note : notes) printf("note: %s\n", note.c_str());
     loaded.tokenizer = tokenizer_in(loaded.folder);
+    if (!loaded.tokenizer && file_exists(join_path(loaded.folder, "tokenizer.json")))
+        throw user_error(
+            "%s: of its tokenizer only Hugging Face's tokenizer.json is there, which is not read here; copy the same "
+            "tokenizer's vocab.json and merges.txt there, or the PREFIX_tokenizer.json of the training shards",
+            loaded.folder.c_str());
     if (!loaded.tokenizer)
         throw user_error(
             "%s: no tokenizer beside the weights; copy the PREFIX_tokenizer.json of the training shards there, or "

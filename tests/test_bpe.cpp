@@ -357,11 +357,18 @@ TEST_CASE("gpt2: files that are none of a GPT-2 tokenizer are refused by name", 
     says(with("x y", "seven"), merges, "encoder.json: the token 'x y' has no number");
     says(with("x y", -1), merges, "has no number");
     says(with("x y", 7), merges, "belongs to two tokens");
-    says(without("<|endoftext|>"), merges, "has no <|endoftext|>");
-    says(without("z"), merges, "no token for the byte 0x7A");
+    says(without("<|endoftext|>"), merges, "encoder.json: its vocabulary has no <|endoftext|>");
+    says(without("z"), merges, "encoder.json: its vocabulary has no token for the byte 0x7A");
     says(vocab, merges + "one two three\n", "vocab.bpe:366: is not a merge");
     says(vocab, merges + "oneword\n", "vocab.bpe:366: is not a merge");
-    says(vocab, merges + "z z\n", "different tokenizers");
+    says(vocab, merges + "z z\n", "vocab.bpe: merge 365, 'z z', is of tokens");
+    // Cut at the end of a line, the list is a list all the same.
+    const std::string header = merges.substr(0, merges.find('\n') + 1);
+    says(vocab, "", "vocab.bpe: has 0 merges where the vocabulary needs 364 (");
+    says(vocab, header, "vocab.bpe: has 0 merges where the vocabulary needs 364 (");
+    says(vocab, merges.substr(0, merges.rfind('\n', merges.size() - 2) + 1),
+         "vocab.bpe: has 363 merges where the vocabulary needs 364 (");
+    says(with("x y", 621), merges, "has 364 merges where the vocabulary needs 365 (none makes 'x y')");
     TempFolder folder;
     REQUIRE(user_error_of([&] {
                 tokenizer_create("gpt2:" + folder.path);
@@ -375,10 +382,18 @@ TEST_CASE("gpt2: files that are none of a GPT-2 tokenizer are refused by name", 
     REQUIRE(user_error_of([&] {
                 tokenizer_load(folder / "x_tokenizer.json");
             }).find("lacks its vocabulary or merges") != std::string::npos);
-    // Windows line ends and both names of the files are fine.
+    tokenizer_save(small_tokenizer(), folder / "x_tokenizer.json");
+    nlohmann::ordered_json ours = nlohmann::ordered_json::parse(read_text(folder / "x_tokenizer.json"));
+    ours["merges"].erase(ours["merges"].size() - 1);
+    put_bytes(folder / "x_tokenizer.json", ours.dump());
+    REQUIRE(user_error_of([&] {
+                tokenizer_load(folder / "x_tokenizer.json");
+            }).find("x_tokenizer.json: has 363 merges where the vocabulary needs 364") != std::string::npos);
+    // A token for no text needs no merge. Windows line ends and both names of the files are fine.
     std::string crlf;
     for (char c : merges) crlf += c == '\n' ? "\r\n" : std::string(1, c);
     put_bytes(folder / "merges.txt", crlf);
+    put_bytes(folder / "vocab.json", with("<pad>", 621));
     check_vectors(std::string(small) + "/vectors.jsonl", *tokenizer_create("gpt2:" + folder.path));
 }
 

@@ -111,6 +111,14 @@ TEST_CASE("checkpoints cut short are refused by file", "[errors]") {
     const std::string plain = temp.path + "/plain";
     fs::create_directories(plain);
     for (const char* name : {"config.json", "model.safetensors"}) fs::copy(folder + "/" + name, plain + "/" + name);
+    auto sample = [&] { return run_program("sample_gpt2", {"--model", plain, "--prompt", "a"}); };
+    check_refused(sample(), "no tokenizer beside the weights");
+    write_bytes(plain + "/tokenizer.json", R"({"model": {"type": "BPE"}})");
+    check_refused(sample(), "only Hugging Face's tokenizer.json is there");
+    for (const char* name : {"vocab.json", "merges.txt"})
+        fs::copy(std::string("tests/golden/tokenizer/") + name, plain + "/" + name);
+    write_bytes(plain + "/tiny_tokenizer.json", R"({"kind": "by)");
+    check_refused(sample(), "tiny_tokenizer.json: is not a tokenizer file of ours");
     check_refused(from(plain), "model.safetensors");
     write_bytes(plain + "/config.json", "{\"model_type\": \"gpt2\"}");
     check_refused(from(plain), "config.json");

@@ -71,7 +71,7 @@ TEST_CASE("shards: faults are refused by name, with what to do", "[shards]") {
     says(shard_bytes(20240801, 1, 2, four), "of version 1 where 7 is known");
     says(shard_bytes(20240520, 1, 5, four), "(5 tokens) needs 1034");
     says(shard_bytes(20240520, 1, 3, four), "(3 tokens) needs 1030");
-    says(shard_bytes(20240520, 1, -4, four), "(-4 tokens)");
+    says(shard_bytes(20240520, 1, -4, four), "is damaged (its header says -4 tokens)");
     says(shard_bytes(20240520, 1, 4, four + "x"), "has 1033 bytes");
     says(shard_bytes(20240520, 1, 4, four), "holds token 4, but the vocabulary has 4", 4);
     says(shard_bytes(20240801, 7, 1, "\xFF\xFF\xFF\xFF"), "holds token 4294967295", 50257);

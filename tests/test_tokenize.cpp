@@ -1,7 +1,4 @@
-// Text to shards: separators, splits, shard sizes, the tokenizer file, and the program's command line.
-#include <sys/wait.h>
-#include <unistd.h>
-
+// Text to shards: separators, splits, shard sizes, JSON lines, and the tokenizer file.
 #include <algorithm>
 
 #include "checkpoint/files.h"
@@ -10,26 +7,9 @@
 #include "dataloader/tokenizer.h"
 #include "temp_folder.h"
 #include "test.h"
+#include "token_shards.h"
 
 namespace {
-
-using Tokens = std::vector<int>;
-
-Tokens bytes_of(const std::string& text) {
-    Tokens tokens;
-    for (char c : text) tokens.push_back(static_cast<unsigned char>(c));
-    return tokens;
-}
-
-Tokens read_shards(const std::string& pattern) {
-    Tokens tokens;
-    for (const std::string& path : glob_files(pattern)) {
-        for (const Shard& shard : shards_open(path, 256)) {
-            for (int64_t i = 0; i < shard.num_tokens; i++) tokens.push_back(shard.token(i));
-        }
-    }
-    return tokens;
-}
 
 // The contract said plainly: cut the text into lines; a line that is the separator becomes '\0' and takes the newline
 // before it along.
@@ -69,28 +49,6 @@ Tokens prepared(const std::vector<std::string>& texts, const std::string& separa
     options.separator = separator;
     prepare(options);
     return read_shards(folder / "out_train_*.bin");
-}
-
-struct Result {
-    int status;
-    std::string out, err;
-};
-
-// The program beside this test, or in the folder above; "" when it is not built.
-std::string program() {
-    char self[4096];
-    ssize_t n = readlink("/proc/self/exe", self, sizeof self);
-    std::string folder = parent_folder(std::string(self, n > 0 ? static_cast<size_t>(n) : 0));
-    for (const char* where : {"/tokenize", "/../tokenize"}) {
-        if (file_exists(folder + where)) return folder + where;
-    }
-    return "";
-}
-
-Result run(const TempFolder& folder, const std::string& arguments) {
-    std::string command = "cd " + folder.path + " && " + program() + " " + arguments + " >.stdout 2>.stderr";
-    int status = system(command.c_str());
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_text(folder / ".stdout"), read_text(folder / ".stderr")};
 }
 
 }  // namespace
@@ -299,6 +257,9 @@ TEST_CASE("tokenizer: bytes to tokens and back, and its file", "[tokenize]") {
     put_bytes(folder / "a_tokenizer.json", "{\"model\": {\"type\": \"BPE\"}}");  // Hugging Face's
     REQUIRE(tokenizer_in(folder.path)->separator == tokenizer->separator);
     REQUIRE(tokenizer_files(*tokenizer, folder / "en_tokenizer.json").size() == 1);
+    put_bytes(folder / "a_tokenizer.json", "{\"kind\": \"by");  // ours, cut short
+    REQUIRE(user_error_of([&] { tokenizer_in(folder.path); }).find("/a_tokenizer.json: is not a tokenizer file") !=
+            std::string::npos);
 
     auto says = [&](const std::string& text, const std::string& words) {
         put_bytes(folder / "bad.json", text);
@@ -416,78 +377,56 @@ TEST_CASE("tokenize: JSON lines", "[tokenize]") {
     REQUIRE(summary.first_skipped.size() == 5);
 }
 
-TEST_CASE("tokenize: the command line", "[tokenize]") {
-    if (program().empty()) SKIP_TEST("the program tokenize is not built beside the tests");
+TEST_CASE("tokenize: separator lines that a CR hides are counted", "[tokenize]") {
+    auto hidden = [](const std::string& text, const std::string& separator, size_t piece) {
+        DocumentSplitter splitter(
+            separator, [](std::string_view) {}, [] {});
+        for (int input = 0; input < 2; input++) {
+            for (size_t at = 0; at < text.size(); at += piece) splitter.feed(std::string_view(text).substr(at, piece));
+            splitter.finish();
+        }
+        return splitter.separators_with_cr();
+    };
+    for (const size_t piece : {size_t(1), size_t(2), size_t(3), size_t(100)}) {
+        CAPTURE(piece);
+        CHECK(hidden("a\r\n--\r\nb\r\n--\r\n", "--", piece) == 4);
+        CHECK(hidden("--\r\n--\n--\r", "--", piece) == 4);
+        CHECK(hidden("-- \r\n--\r\r\n--\rb\n---\r\n\r\n--\n", "--", piece) == 0);
+        CHECK(hidden("a\r\n\r\nb\r\n", "", piece) == 2);
+    }
+}
+
+TEST_CASE("tokenize: a byte order mark at the start of an input is no text", "[tokenize]") {
+    const std::string mark = "\xEF\xBB\xBF";
+    REQUIRE(prepared({mark + "one\n", mark + mark + "two"}) == bytes_of("one\n" + std::string(1, '\0') + mark + "two"));
+    REQUIRE(prepared({mark + "<|endoftext|>\n" + mark + "x"}) == bytes_of(std::string(1, '\0') + mark + "x"));
     TempFolder folder;
-    put_bytes(folder / "a.txt", "one\n<|endoftext|>\ntwo\n");
-    Result good = run(folder, "a.txt --out d/x --val-fraction 0.5 --val-fraction 0");
-    INFO(good.err);
-    REQUIRE(good.status == 0);
-    REQUIRE(good.err.empty());
-    REQUIRE(good.out.find("documents  2\n") != std::string::npos);
-    REQUIRE(good.out.find("tokens     8 train, 0 val") != std::string::npos);
-    REQUIRE(read_shards(folder / "d/x_train_000000.bin") == bytes_of(std::string("one\0two\n", 8)));
-    REQUIRE(tokenizer_load(folder / "d/x_tokenizer.json")->vocab_size() == 256);
-    REQUIRE(run(folder, "- --out y --separator '' --val-fraction 0 < a.txt").status == 0);
-    REQUIRE(read_shards(folder / "y_train_*.bin") == bytes_of(read_text(folder / "a.txt")));
-    put_bytes(folder / "a.jsonl", "{\"text\": \"one\"}\nbad\n{\"body\": \"two\"}\n");
-    const std::string json_options = " --val-fraction 0 --skip-bad --threads 2";
-    Result skipping = run(folder, "a.jsonl --out y" + json_options);
-    REQUIRE(skipping.status == 0);
-    REQUIRE(skipping.out.find(
-                "skipped    2 lines\n           a.jsonl:2: is no JSON\n           a.jsonl:3: has no field 'text'\n") !=
-            std::string::npos);
-    REQUIRE(read_shards(folder / "y_train_*.bin") == bytes_of(std::string("one\0", 4)));
-    for (const char* from_stdin : {"--jsonl", "--field text"}) {
-        REQUIRE(run(folder, std::string("- --out y ") + from_stdin + json_options + " < a.jsonl").status == 0);
-        REQUIRE(read_shards(folder / "y_train_*.bin") == bytes_of(std::string("one\0", 4)));
-    }
-    Result help = run(folder, "--help");
-    REQUIRE(help.status == 0);
-    REQUIRE(help.err.empty());
-    for (const char* option : {"INPUT", "--out", "--tokenizer", "--val-fraction", "--shard-tokens", "--separator",
-                               "--jsonl", "--field", "--skip-bad", "--threads", "=0.1"}) {
-        REQUIRE(help.out.find(option) != std::string::npos);
-    }
-    put_bytes(folder / "empty", "");
-    put_bytes(folder / "empty.jsonl", "");
-    put_bytes(folder / "a.xz", std::string("\xFD"
-                                           "7zXZ\0\0\0",
-                                           8));
-    for (const char* bad : {"",
-                            "a.txt",
-                            "--out x",
-                            "missing --out x",
-                            "a.txt --out x --bogus 1",
-                            "a.txt --out x --val-fraction 1.5",
-                            "a.txt --out x --val-fraction nan",
-                            "a.txt --out x --val-fraction two",
-                            "a.txt --out x --shard-tokens 0",
-                            "a.txt --out x --shard-tokens 3000000000",
-                            "a.txt --out x --separator 'a\nb'",
-                            "a.txt --out x --tokenizer gpt2:.",
-                            "a.txt --out x --tokenizer word",
-                            ". --out x",
-                            "a.txt --out a.txt/x",
-                            "a.txt --out d/",
-                            "- --out x </dev/null",
-                            "a.xz --out x",
-                            "a.txt --out ''",
-                            "- --out x <a.xz",
-                            "a.jsonl --out x",
-                            "- --jsonl --out x <a.jsonl",
-                            "a.txt --field text --out x",
-                            "a.txt --out x --threads -1",
-                            "a.txt --out x --tokenizer gpt2",
-                            "empty --out x",
-                            "empty.jsonl --out x"}) {
-        Result result = run(folder, bad);
-        CAPTURE(bad, result.out, result.err);
-        REQUIRE(result.status == 1);
-        REQUIRE(result.out.empty());
-        REQUIRE(std::count(result.err.begin(), result.err.end(), '\n') == 1);
-        REQUIRE(result.err.rfind("tokenize: ", 0) == 0);
-        REQUIRE(result.err.find("; ") != std::string::npos);
-    }
-    REQUIRE(glob_files(folder / "x*").empty());
+    PrepareOptions options;
+    options.inputs = {folder / "a.jsonl"};
+    options.out = folder / "out";
+    options.val_fraction = 0;
+    put_bytes(options.inputs[0], mark + "{\"text\": \"x\"}\n");
+    prepare(options);
+    REQUIRE(read_shards(folder / "out_train_*.bin") == bytes_of(std::string("x\0", 2)));
+}
+
+TEST_CASE("tokenize: JSON lines under another name are read as text, with a note", "[tokenize]") {
+    TempFolder folder;
+    PrepareOptions options;
+    options.out = folder / "out";
+    auto noted = [&](const std::string& name, const std::string& text) {
+        options.inputs = {folder / name};
+        put_bytes(options.inputs[0], text);
+        return !prepare(options).like_json_lines.empty();
+    };
+    const std::string lines = "{\"id\": 1, \"text\": \"x\"}\n{\"text\": \"y\"}\n";
+    CHECK(noted("a.json", lines));
+    CHECK(noted("a.txt", "\xEF\xBB\xBF" + lines));
+    CHECK(noted("jsonl", lines.substr(0, lines.find('\n'))));
+    CHECK_FALSE(noted("a.txt", "x\n" + lines));
+    CHECK_FALSE(noted("a.txt", "{\"body\": \"x\"}\n"));
+    CHECK_FALSE(noted("a.txt", "{ text: a set }\n"));
+    options.val_fraction = 0;
+    CHECK_FALSE(noted("a.JSONL", lines));
+    REQUIRE(read_shards(folder / "out_train_*.bin") == bytes_of(std::string("x\0y\0", 4)));
 }

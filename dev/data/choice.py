@@ -13,6 +13,11 @@ import argparse
 import csv
 import json
 import os
+import sys
+
+
+class InputError(Exception):
+    """What is wrong and what to do, on one line."""
 
 
 def question(row):
@@ -43,10 +48,44 @@ def boolq(row):
 
 
 def mmlu(row, subject):
+    if len(row) != 6:
+        raise ValueError(f"has {len(row)} columns where a question, four choices and the answer are 6")
     text, *choices, answer = row
+    if answer not in tuple("ABCD"):
+        raise ValueError(f"its answer {answer!r} is none of A, B, C, D")
     about = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
     listed = "".join(f"{letter}. {choice}\n" for letter, choice in zip("ABCD", choices, strict=True))
     return {"context": f"{about}{text.strip()}\n{listed}Answer:", "choices": list("ABCD"), "gold": "ABCD".index(answer)}
+
+
+def examples(set_name, path):
+    """InputError names the line that is none of that set."""
+    name = os.path.basename(path).removesuffix(".csv")
+    for split in ("_test", "_val", "_dev"):
+        name = name.removesuffix(split)
+    make = {
+        "openbookqa": lambda line: openbookqa(json.loads(line)),
+        "boolq": lambda line: boolq(json.loads(line)),
+        "arc": lambda line: arc(json.loads(line)),
+        "mmlu": lambda row: mmlu(row, name.replace("_", " ")),
+    }[set_name]
+    found, number = [], 0
+    with open(path, encoding="utf-8-sig", newline="") as file:  # a byte order mark is no text
+        rows = csv.reader(file, strict=True) if set_name == "mmlu" else file
+        try:
+            for number, row in enumerate(rows, start=1):
+                if row if set_name == "mmlu" else row.strip():
+                    found.append(make(row))
+        except UnicodeDecodeError:
+            raise InputError(f"{path}: is not UTF-8; convert it first") from None
+        except csv.Error as error:
+            raise InputError(f"{path}:{rows.line_num}: is no CSV ({error}); fetch the file again") from None
+        except KeyError as error:
+            raise InputError(f"{path}:{number}: has no field {error}; is this a file of {set_name}?") from None
+        except (ValueError, TypeError, AttributeError) as error:
+            line = rows.line_num if set_name == "mmlu" else number
+            raise InputError(f"{path}:{line}: {error}; is this a file of {set_name}?") from None
+    return found
 
 
 def main():
@@ -54,18 +93,12 @@ def main():
     parser.add_argument("set", choices=["openbookqa", "boolq", "mmlu", "arc"])
     parser.add_argument("file")
     args = parser.parse_args()
-    with open(args.file, encoding="utf-8", newline="") as file:
-        if args.set == "mmlu":
-            name = os.path.basename(args.file).removesuffix(".csv")
-            for split in ("_test", "_val", "_dev"):
-                name = name.removesuffix(split)
-            examples = [mmlu(row, name.replace("_", " ")) for row in csv.reader(file)]
-        else:
-            make = {"openbookqa": openbookqa, "boolq": boolq, "arc": arc}[args.set]
-            examples = [make(json.loads(line)) for line in file if line.strip()]
-    for example in examples:
+    for example in examples(args.set, args.file):
         print(json.dumps(example, ensure_ascii=False))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (InputError, OSError) as error:
+        sys.exit(f"choice.py: {error}")

@@ -69,7 +69,9 @@ def documents(options, skipped):
         name = "standard input" if path == "-" else path
         file = sys.stdin.buffer if path == "-" else open(path, "rb")
         with file:
-            if options.jsonl or path.endswith(".jsonl"):
+            if file.peek(3).startswith(b"\xef\xbb\xbf"):  # a byte order mark is no text
+                file.read(3)
+            if options.jsonl or path.lower().endswith(".jsonl"):
                 for text, ends in json_documents(file, name, options.field, skipped):
                     yield text, ends, True
             else:

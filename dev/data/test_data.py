@@ -298,7 +298,63 @@ def test_hf_shards():
         assert ran.returncode == 0, ran.stderr
         assert "2 documents" in ran.stdout and "1 lines were skipped" in ran.stdout
         assert series_of(out + "_train") == [[0, 2, 3, 1, 3]]
+        with open(os.path.join(folder, "b.JSONL"), "wb") as f:
+            f.write(b'\xef\xbb\xbf{"text": "aab"}\n')
+        script[2] = f.name
+        ran = subprocess.run(script, capture_output=True, text=True)
+        assert ran.returncode == 0 and series_of(out + "_train") == [[0, 2, 3]], ran.stderr
     return None
+
+
+def run_script(name, *arguments):
+    return subprocess.run([sys.executable, os.path.join(HERE, name), *arguments], capture_output=True, text=True)
+
+
+def test_choice():
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "high_school_physics_test.csv")
+
+        def convert(name, content):
+            with open(path, "wb") as f:
+                f.write(content)
+            return run_script("choice.py", name, path)
+
+        ran = convert("mmlu", b'\xef\xbb\xbfWhat is,"a,\nb",2,3,4,B\n\nOf what?,1,2,3,4,D\n')
+        assert ran.returncode == 0, ran.stderr
+        rows = [json.loads(line) for line in ran.stdout.splitlines()]
+        assert [row["gold"] for row in rows] == [1, 3]
+        assert rows[0]["context"].startswith("The following") and "about high school physics." in rows[0]["context"]
+        assert "What is\nA. a,\nb\nB. 2\n" in rows[0]["context"]
+        arc_row = b'{"question": {"stem": "s", "choices": [{"text": "x", "label": "A"}]}, "answerKey": "A"}\n'
+        assert json.loads(convert("arc", b"\xef\xbb\xbf" + arc_row).stdout)["gold"] == 0
+
+        good = b"q,1,2,3,4,A\n"
+        bad = [("mmlu", good + b"q,1,2,3,A\n", ":2: has 5 columns"), ("mmlu", good + b'"q,1', ":2: is no CSV"),
+               ("mmlu", good + b"q,1,2,3,4,E\n", ":2: its answer 'E'"),
+               ("mmlu", good + b"q,1,2,3,4,AB\n", ":2: its answer 'AB'"),
+               ("mmlu", b"q\xff,1,2,3,4,A\n", "is not UTF-8"), ("arc", arc_row + b"{\n", ":2: "),
+               ("arc", arc_row.replace(b'"answerKey": "A"', b'"answerKey": "Z"'), ":1: "), ("arc", b"[1]\n", ":1: "),
+               ("boolq", b'{"question": "q"}\n', ":1: has no field "), ("openbookqa", b"3\n", ":1: ")]
+        for name, content, words in bad:
+            ran = convert(name, content)
+            assert ran.returncode == 1 and ran.stderr.count("\n") == 1 and not ran.stdout, (content, ran.stderr)
+            assert ran.stderr.startswith("choice.py: ") and path in ran.stderr and words in ran.stderr, ran.stderr
+        ran = run_script("choice.py", "arc", os.path.join(folder, "absent"))
+        assert ran.returncode == 1 and ran.stderr.count("\n") == 1 and "absent" in ran.stderr
+
+
+def test_val_text():
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "x_val_000000.bin")
+        shards.write_shard(path, list(b"text\n"), 256)
+        assert run_script("val_text.py", folder).stdout == "text\n"
+        assert "FOLDER [PATTERN]" in run_script("val_text.py", "--help").stdout
+        assert "usage:" in run_script("val_text.py").stderr
+        assert run_script("val_text.py", folder, "*_no_*.bin").stderr.count("\n") == 1
+        for size in (1027, 900):
+            os.truncate(path, size)
+            ran = run_script("val_text.py", folder)
+            assert ran.returncode == 1 and ran.stderr.count("\n") == 1 and path in ran.stderr, ran.stderr
 
 
 if __name__ == "__main__":
