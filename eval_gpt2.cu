@@ -106,7 +106,6 @@ static int evaluate(int argc, char** argv) {
 
     LoadedModel loaded = load_model(dir, batch);
     const ModelConfig& config = model_config(*loaded.model);
-    check_tokenizer(*loaded.tokenizer, config, loaded.folder);
     if (stride > config.context)
         throw user_error("--stride %d is longer than the model's context of %d tokens", stride, config.context);
     std::vector<Task> read;  // all before the first is scored

@@ -188,16 +188,16 @@ static void open_data(Run& run) {
         val.pattern = o.val;
         run.val = loader_create(settings.held_out ? options_corpora(o) : std::vector<Corpus>{val}, settings);
         run.val_batches = loader_validation_batches(run.val);
-        if (run.val_batches == 0 && settings.held_out)
-            throw user_error("--hold-out %g: no shard's part holds a batch of %d x %d tokens and the one after them",
-                             o.hold_out, run.B, run.T);
         if (run.val_batches == 0)
-            throw user_error("--val %s: no shard holds a batch of %d x %d tokens and the one after them", o.val.c_str(),
+            throw user_error("%s: no shard holds a batch of %d x %d tokens and the one after them",
+                             (settings.held_out ? format("--hold-out %g", o.hold_out) : "--val " + o.val).c_str(),
                              run.B, run.T);
         if (o.val_batches.value_or(0) > 0) run.val_batches = std::min(run.val_batches, *o.val_batches);
     }
     const std::string& first_shard = run.train.corpora[0].shards[0].path;
     run.tokenizer_file = tokenizer_beside(first_shard);
+    if (!run.folder.empty()) run.tokenizer = tokenizer_in(run.folder);
+    if (run.tokenizer) check_shard_tokenizer(first_shard, *run.tokenizer);  // a trained model keeps its own
     if (!run.tokenizer_file.empty()) run.tokenizer = tokenizer_load(run.tokenizer_file);
     for (const Loader* loader : {&run.train, &run.val})  // tokens of different tokenizers do not mix
         for (const Corpus& corpus : loader->corpora)
@@ -206,7 +206,7 @@ static void open_data(Run& run) {
         throw user_error("%s needs the tokenizer of the shards, PREFIX_tokenizer.json beside %s",
                          o.sample_every > 0 ? "--sample-every" : "--eval", first_shard.c_str());
     if (o.sample_every > 0) prompt_tokens(*run.tokenizer, *o.prompt, run.config.vocab);
-    if (!o.eval.empty()) check_tokenizer(*run.tokenizer, run.config, run.tokenizer_file);
+    if (!o.eval.empty()) check_tokenizer(*run.tokenizer, run.config, first_shard);
     for (const std::string& text : o.eval) {
         run.evals.push_back(read_task(parse_task("--eval", text), *run.tokenizer, run.config, run.T, 0));
         const std::vector<std::string>& notes = run.evals.back().notes;

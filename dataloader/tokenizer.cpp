@@ -159,7 +159,7 @@ TokenizerPtr tokenizer_load(const std::string& path) {
     return tokenizer;
 }
 
-void tokenizer_save(const Tokenizer& tokenizer, const std::string& path) {
+static std::string file_text(const Tokenizer& tokenizer) {
     nlohmann::ordered_json out = {{"kind", tokenizer.kind()},
                                   {"vocab_size", tokenizer.vocab_size()},
                                   {"eot_token", tokenizer.eot()},
@@ -168,7 +168,11 @@ void tokenizer_save(const Tokenizer& tokenizer, const std::string& path) {
     tokenizer.write(out);
     const int indent = out.size() == common ? 4 : -1;  // a vocabulary is not for people to read
     // A separator that is not UTF-8 cannot stand in JSON; it is only a remark there.
-    write_text_atomic(path, out.dump(indent, ' ', false, json::error_handler_t::replace) + "\n");
+    return out.dump(indent, ' ', false, json::error_handler_t::replace) + "\n";
+}
+
+void tokenizer_save(const Tokenizer& tokenizer, const std::string& path) {
+    write_text_atomic(path, file_text(tokenizer));
 }
 
 std::string tokenizer_beside(const std::string& shard_path) {
@@ -194,7 +198,7 @@ void check_shard_tokenizer(const std::string& shard_path, const Tokenizer& token
         same = a == b;
     }
     if (!same)
-        throw user_error("%s: is of the tokenizer '%s' (%d tokens), not of the same '%s' (%d) as the rest; see %s",
+        throw user_error("%s: is of the tokenizer '%s' (%d tokens), where '%s' (%d) is expected; see %s",
                          shard_path.c_str(), other->kind().c_str(), other->vocab_size(), tokenizer.kind().c_str(),
                          tokenizer.vocab_size(), file.c_str());
 }
@@ -213,6 +217,9 @@ TokenizerPtr tokenizer_in(const std::string& folder) {
 
 std::vector<NamedText> tokenizer_files(const Tokenizer& tokenizer, const std::string& path) {
     std::vector<NamedText> files = tokenizer.huggingface_files();
-    files.insert(files.begin(), {base_name(path), read_text(path)});
+    if (path.empty())
+        files.insert(files.begin(), {std::string("model") + file_ending, file_text(tokenizer)});
+    else
+        files.insert(files.begin(), {base_name(path), read_text(path)});
     return files;
 }

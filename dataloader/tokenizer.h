@@ -62,5 +62,6 @@ void check_shard_tokenizer(const std::string& shard_path, const Tokenizer& token
 // folder. Null when there is none. (Hugging Face's own tokenizer.json has another format and is passed over.) UserError
 // for a *_tokenizer.json that is no JSON.
 TokenizerPtr tokenizer_in(const std::string& folder);
-// What a checkpoint holds of the tokenizer that was loaded from `path`: that file, and those of Hugging Face.
+// What a checkpoint holds of the tokenizer that was loaded from `path` ("": not from a file of ours): that file, and those
+// of Hugging Face.
 std::vector<NamedText> tokenizer_files(const Tokenizer& tokenizer, const std::string& path);

@@ -5,6 +5,7 @@
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/files.h"
 #include "checkpoint/huggingface.h"
+#include "eval/tasks.h"
 #include "kernels/error.h"
 
 LoadedModel load_model(const std::string& dir, int B) {
@@ -26,6 +27,10 @@ LoadedModel load_model(const std::string& dir, int B) {
             "%s: no tokenizer beside the weights; copy the PREFIX_tokenizer.json of the training shards there, or "
             "GPT-2's vocab.json and merges.txt",
             loaded.folder.c_str());
+    check_tokenizer(*loaded.tokenizer, config, loaded.folder);
+    if (config.vocab >= loaded.tokenizer->vocab_size() + 256)  // more than padding
+        printf("note: the model's vocabulary has %d tokens, the tokenizer beside it, '%s', %d\n", config.vocab,
+               loaded.tokenizer->kind().c_str(), loaded.tokenizer->vocab_size());
     loaded.model = model_create(config, B, config.context, Use::inference);
     const Registry& registry = model_registry(*loaded.model);
     std::vector<float> weights(static_cast<size_t>(registry.arena));

@@ -11,5 +11,5 @@ struct LoadedModel {
     std::string folder;  // where it was found
 };
 // dir: a checkpoint, run or Hugging Face folder. B: sequences per batch, of the model's context each. UserError when
-// there is no such model, no tokenizer beside it, or no room for it. Notes worth knowing are printed on stdout.
+// there is no such model, no tokenizer beside it that could be its own, or no room for it. Notes worth knowing are printed on stdout.
 LoadedModel load_model(const std::string& dir, int B);

@@ -59,6 +59,16 @@ TEST_CASE("train_gpt2 refuses bad input in one line", "[errors]") {
     check_refused(train({"--mix", table + "_train_*.bin=0.5"}), "'table' (2 tokens)");
     check_refused(train({"--val", table + "_train_*.bin"}), "'table' (2 tokens)");
     check_refused(train({"--eval", "ppl=" + table + "_train_000000.bin"}), "'table' (2 tokens)");
+    // A trained model keeps its tokenizer: other shards are refused, shards without one get it.
+    const std::string base = temp.path + "/base", plain = temp.path + "/plain_train_000000.bin", more = temp.path + "/more";
+    REQUIRE(run_program("train_gpt2", tiny_args(prefix, base, {"--init-only"})).status == 0);
+    auto go_on = [&](const std::string& shards) {
+        return run_program("train_gpt2", {"--init-from", base, "--train", shards, "--steps", "1", "--out", more});
+    };
+    check_refused(go_on(table + "_train_*.bin"), "'table' (2 tokens), where 'bytes' (256)");
+    fs::copy_file(shard, plain);
+    REQUIRE(go_on(plain).status == 0);
+    CHECK(run_program("sample_gpt2", {"--model", more, "--prompt", "The", "--tokens", "2"}).status == 0);
     check_refused(train({"--batch", "400"}), "tiny_train_");
     check_refused(train({"--total-batch", "100"}), "nearest: 64 or 128");
     check_refused(train({"--total-batch", "60"}), "nearest: 64");
