@@ -98,7 +98,7 @@ TEST_CASE("tokenize: the command line", "[tokenize]") {
                             "a.txt --field text --out x",
                             "a.txt --out x --threads -1",
                             "a.txt --out x --threads=-1",
-                            "a.jsonl --out x --field ''",
+                            "a.jsonl --skip-bad --out x --field ''",
                             "'no\nfile' --out x",
                             "a.txt --out x --tokenizer 'gpt2:no\nfolder'",
                             "a.txt --out x --bo'\n'gus",
