@@ -206,7 +206,8 @@ static void open_data(Run& run) {
         throw user_error("%s needs the tokenizer of the shards, PREFIX_tokenizer.json beside %s",
                          o.sample_every > 0 ? "--sample-every" : "--eval", first_shard.c_str());
     if (o.sample_every > 0) prompt_tokens(*run.tokenizer, *o.prompt, run.config.vocab);
-    if (!o.eval.empty()) check_tokenizer(*run.tokenizer, run.config, first_shard);
+    if (!o.eval.empty())
+        check_tokenizer(*run.tokenizer, run.config, run.tokenizer_file.empty() ? run.folder : run.tokenizer_file);
     for (const std::string& text : o.eval) {
         run.evals.push_back(read_task(parse_task("--eval", text), *run.tokenizer, run.config, run.T, 0));
         const std::vector<std::string>& notes = run.evals.back().notes;
@@ -357,7 +358,6 @@ static int train_loop(Run& run) {
         if (std::isfinite(grad_norm)) run.state.last_change = step;
         log_step(run.log, {step, run.state.tokens, run.total_batch, loss, grad_norm, settings.lr,
                            (seconds_now() - step_start) * 1e3, run.machine.peak_flops * run.ranks, flops});
-
         if (watch) layer_stats.log(*run.model, run.log, step);
 
         // A gradient that is no number leaves the weights as they were (model_update); a loss that is none comes from

@@ -60,7 +60,8 @@ TEST_CASE("train_gpt2 refuses bad input in one line", "[errors]") {
     check_refused(train({"--val", table + "_train_*.bin"}), "'table' (2 tokens)");
     check_refused(train({"--eval", "ppl=" + table + "_train_000000.bin"}), "'table' (2 tokens)");
     // A trained model keeps its tokenizer: other shards are refused, shards without one get it.
-    const std::string base = temp.path + "/base", plain = temp.path + "/plain_train_000000.bin", more = temp.path + "/more";
+    const std::string base = temp.path + "/base", plain = temp.path + "/plain_train_000000.bin",
+                      more = temp.path + "/more";
     REQUIRE(run_program("train_gpt2", tiny_args(prefix, base, {"--init-only"})).status == 0);
     auto go_on = [&](const std::string& shards) {
         return run_program("train_gpt2", {"--init-from", base, "--train", shards, "--steps", "1", "--out", more});
@@ -129,6 +130,8 @@ TEST_CASE("checkpoints cut short are refused by file", "[errors]") {
         fs::copy(std::string("tests/golden/tokenizer/") + name, plain + "/" + name);
     write_bytes(plain + "/tiny_tokenizer.json", R"({"kind": "by)");
     check_refused(sample(), "tiny_tokenizer.json: is not a tokenizer file of ours");
+    check_refused(from(plain), "tiny_tokenizer.json: is not a tokenizer file of ours");
+    for (const char* name : {"vocab.json", "merges.txt", "tiny_tokenizer.json"}) fs::remove(plain + "/" + name);
     check_refused(from(plain), "model.safetensors");
     write_bytes(plain + "/config.json", "{\"model_type\": \"gpt2\"}");
     check_refused(from(plain), "config.json");
