@@ -123,6 +123,7 @@ static int evaluate(int argc, char** argv) {
         printf("%s\n", scores_line(scores).c_str());
         fflush(stdout);
         list.push_back(scores_json(scores));
+        if (samples_path.empty()) continue;
         for (const Scores::Sample& sample : scores.samples) samples += sample_json(scores, sample).dump() + "\n";
     }
     samples_file.write(samples);

@@ -15,6 +15,7 @@
 #include "dataloader/prefetch.h"
 #include "dataloader/tokenizer.h"
 #include "driver/layer_stats.h"
+#include "driver/load.h"
 #include "driver/log.h"
 #include "driver/machine.h"
 #include "driver/options.h"
@@ -195,19 +196,14 @@ static void open_data(Run& run) {
         if (o.val_batches.value_or(0) > 0) run.val_batches = std::min(run.val_batches, *o.val_batches);
     }
     const std::string& first_shard = run.train.corpora[0].shards[0].path;
-    run.tokenizer_file = tokenizer_beside(first_shard);
-    if (!run.folder.empty()) run.tokenizer = tokenizer_in(run.folder);
-    if (run.tokenizer) check_shard_tokenizer(first_shard, *run.tokenizer);  // a trained model keeps its own
-    if (!run.tokenizer_file.empty()) run.tokenizer = tokenizer_load(run.tokenizer_file);
-    for (const Loader* loader : {&run.train, &run.val})  // tokens of different tokenizers do not mix
-        for (const Corpus& corpus : loader->corpora)
-            if (run.tokenizer) check_shard_tokenizer(corpus.shards[0].path, *run.tokenizer);
+    const std::string folder = run.resume_step >= 0 ? checkpoint_path(o.out, run.resume_step) : run.folder;
+    run.tokenizer = training_tokenizer(run.train, run.val, folder, run.tokenizer_file);
     if (!run.tokenizer && (o.sample_every > 0 || !o.eval.empty()))
         throw user_error("%s needs the tokenizer of the shards, PREFIX_tokenizer.json beside %s",
                          o.sample_every > 0 ? "--sample-every" : "--eval", first_shard.c_str());
     if (o.sample_every > 0) prompt_tokens(*run.tokenizer, *o.prompt, run.config.vocab);
     if (!o.eval.empty())
-        check_tokenizer(*run.tokenizer, run.config, run.tokenizer_file.empty() ? run.folder : run.tokenizer_file);
+        check_tokenizer(*run.tokenizer, run.config, run.tokenizer_file.empty() ? folder : run.tokenizer_file);
     for (const std::string& text : o.eval) {
         run.evals.push_back(read_task(parse_task("--eval", text), *run.tokenizer, run.config, run.T, 0));
         const std::vector<std::string>& notes = run.evals.back().notes;

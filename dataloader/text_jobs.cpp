@@ -89,11 +89,16 @@ void JobBuilder::text(std::string_view piece) {
     }
 }
 
-void JobBuilder::end_document() {
+TextUnit JobBuilder::rest_of_text() {
     TextUnit unit;
     unit.kind = long_ ? TextUnit::Kind::part : TextUnit::Kind::whole;
-    unit.ends_document = true;
     long_ = false;
+    return unit;
+}
+
+void JobBuilder::end_document() {
+    TextUnit unit = rest_of_text();
+    unit.ends_document = true;
     close(unit);
 }
 
@@ -119,10 +124,8 @@ void JobBuilder::end_line() {
 }
 
 void JobBuilder::end_input() {
-    TextUnit unit;
-    unit.kind = long_ ? TextUnit::Kind::part : TextUnit::Kind::whole;
+    TextUnit unit = rest_of_text();
     unit.ends_input = true;
-    long_ = false;
     close(unit);
     emit();
 }

@@ -55,6 +55,7 @@ class JobBuilder {
   private:
     void close(TextUnit unit);
     void emit();
+    TextUnit rest_of_text();  // what is left of the open document
     const Tokenizer& tokenizer_;
     Sink sink_;
     TextJob job_;

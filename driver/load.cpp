@@ -41,3 +41,17 @@ LoadedModel load_model(const std::string& dir, int B) {
     model_write_master(*loaded.model, weights.data(), state.seed, static_cast<uint64_t>(state.last_change));
     return loaded;
 }
+
+TokenizerPtr training_tokenizer(const Loader& train, const Loader& val, const std::string& folder, std::string& file) {
+    const std::string& first = train.corpora[0].shards[0].path;
+    file = tokenizer_beside(first);
+    TokenizerPtr tokenizer = file.empty() ? nullptr : tokenizer_load(file);
+    TokenizerPtr own = folder.empty() ? nullptr : tokenizer_in(folder);
+    if (own) check_shard_tokenizer(first, *own);
+    if (!tokenizer) tokenizer = std::move(own);
+    for (const Loader* loader : {&train, &val})
+        for (const Corpus& corpus : loader->corpora)
+            if (tokenizer && tokenizer_beside(corpus.shards[0].path) != file)
+                check_shard_tokenizer(corpus.shards[0].path, *tokenizer);
+    return tokenizer;
+}

@@ -79,15 +79,18 @@ void store_word(const Mbarrier& m) {
     memcpy(self.block->shared + m.at, &word, 8);
 }
 
+// What the arrivals of a round did before is known to those who wait for it. (Empty but in the checking mode.)
+void end_round(Clock& done, Clock& arrived) {
+    done.resize(arrived.size());
+    for (size_t i = 0; i < arrived.size(); i++) done[i] = std::max(done[i], arrived[i]);
+    arrived.clear();
+}
+
 void end_phase_if_complete(Async& a, Mbarrier& m) {
     if (m.pending == 0 && m.bytes == 0) {
         m.phase++;
         m.pending = m.expected;
-#ifdef SIMT_CHECK
-        m.done.resize(m.arrived.size());
-        for (size_t i = 0; i < m.arrived.size(); i++) m.done[i] = std::max(m.done[i], m.arrived[i]);
-        m.arrived.clear();
-#endif
+        end_round(m.done, m.arrived);
         a.publish();
         for (const Waiter& w : m.waiting) wake_lane(w.thread);
         m.waiting.clear();
@@ -250,11 +253,7 @@ void named_barrier(int id, int threads, bool waits) {
         n.threads = n.arrived = 0;
         n.rounds++;
         n.who.clear();
-#ifdef SIMT_CHECK
-        n.done.resize(n.now.size());
-        for (size_t i = 0; i < n.now.size(); i++) n.done[i] = std::max(n.done[i], n.now[i]);
-        n.now.clear();
-#endif
+        end_round(n.done, n.now);
         a.publish();
         for (uint16_t thread : n.waiting) wake_lane(thread);
         n.waiting.clear();

@@ -68,8 +68,15 @@ TEST_CASE("train_gpt2 refuses bad input in one line", "[errors]") {
     };
     check_refused(go_on(table + "_train_*.bin"), "'table' (2 tokens), where 'bytes' (256)");
     fs::copy_file(shard, plain);
+    auto speaks = [&] {
+        return run_program("sample_gpt2", {"--model", more, "--prompt", "The", "--tokens", "2"}).status == 0;
+    };
     REQUIRE(go_on(plain).status == 0);
-    CHECK(run_program("sample_gpt2", {"--model", more, "--prompt", "The", "--tokens", "2"}).status == 0);
+    CHECK(speaks());
+    REQUIRE(run_program("train_gpt2", {"--init-from", base, "--train", plain, "--steps", "2", "--out", more, "--resume"})
+                .status == 0);
+    CHECK(fs::exists(more + "/step_00000002"));
+    CHECK(speaks());
     check_refused(train({"--batch", "400"}), "tiny_train_");
     check_refused(train({"--total-batch", "100"}), "nearest: 64 or 128");
     check_refused(train({"--total-batch", "60"}), "nearest: 64");
