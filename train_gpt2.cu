@@ -21,6 +21,7 @@
 #include "driver/options.h"
 #include "driver/program.h"
 #include "driver/sampler.h"
+#include "driver/tuning.h"
 #include "eval/tasks.h"
 #include "model/model.h"
 #include "parallel/rendezvous.h"
@@ -465,6 +466,7 @@ static int train(int argc, char** argv) {
     together(run.comm, [&] {
         run.machine = find_machine();
         make_model(run);
+        if (run.rank == 0) tune_gemms(*run.model, o.tune_gemms && !o.init_only, run.state.gemm, run.notes);
         if (run.rank == 0 && o.resume) {
             if (run.resume_step >= 0)
                 log_cut(o.out, run.resume_step);
@@ -482,6 +484,7 @@ static int train(int argc, char** argv) {
         if (o.init_only) save_checkpoint(run);
     });
     if (o.init_only) return EXIT_DONE;
+    share_gemms(*run.model, run.comm, run.state.gemm);
     try {
         return train_loop(run);
     } catch (const UserError& error) {  // the disk is full, say: the other ranks wait for this one and must not

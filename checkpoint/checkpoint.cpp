@@ -41,6 +41,7 @@ ordered_json state_to_json(const RunState& s) {
     for (const auto& [name, value] : s.settings) settings[name] = value;
     j["settings"] = settings;
     j["versions"] = s.versions;
+    j["gemm"] = gemm_to_json(s.gemm);
     return j;
 }
 
@@ -153,6 +154,7 @@ RunState checkpoint_read_state(const std::string& folder) {
         for (const auto& [name, value] : j.at("settings").items())
             s.settings.emplace_back(name, value.get<std::string>());
         s.versions = j.at("versions").get<std::map<std::string, std::string>>();
+        if (j.contains("gemm")) s.gemm = gemm_from_json(j.at("gemm"));
     } catch (const ordered_json::exception& error) {
         throw user_error("%s/state.json: %s; use another checkpoint", folder.c_str(), error.what());
     }

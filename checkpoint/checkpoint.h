@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "checkpoint/gemm_record.h"
 #include "checkpoint/safetensors.h"
 #include "dataloader/loader.h"
 #include "model/registry.h"
@@ -24,6 +25,7 @@ struct RunState {
     int64_t train_tokens = 0;  // in all shards of --train: another number is other data
     std::vector<std::pair<std::string, std::string>> settings;  // options, in order
     std::map<std::string, std::string> versions;
+    GemmRecord gemm;  // which algorithms the products ran; of an older checkpoint nothing is known
 };
 
 // Host arrays in arena layout. Without moments (null) the optimizer starts at zero.

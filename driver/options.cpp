@@ -118,6 +118,11 @@ void add_run_options(CLI::App& app, TrainOptions& o) {
     app.add_flag("--init-only", o.init_only, "write checkpoint step_00000000 and stop")->group(group);
     app.add_flag("--dry-run", o.dry_run, "print parameters, memory, FLOPs and the largest batch, and stop")
         ->group(group);
+    app.add_flag("--tune-gemms,!--no-tune-gemms", o.tune_gemms,
+                 "measure the library's GEMM algorithms before the first update, unless $RESIDUAL_CACHE, "
+                 "$XDG_CACHE_HOME/residual.cu or ~/.cache/residual.cu holds what was measured before")
+        ->group(group)
+        ->default_str("true");
     app.add_option("--dump-grads", o.dump_grads, "write every gradient of the first update, before clipping")
         ->group(group)
         ->type_name("FILE");
@@ -450,7 +455,8 @@ std::vector<std::pair<std::string, std::string>> option_values(const TrainOption
             {"layer-stats-every", std::to_string(o.layer_stats_every)},
             {"prompt", o.prompt.value_or("")},
             {"save-every", std::to_string(o.save_every)},
-            {"keep", std::to_string(o.keep)}};
+            {"keep", std::to_string(o.keep)},
+            {"tune-gemms", o.tune_gemms ? "true" : "false"}};
 }
 
 std::vector<std::string> options_changes(const TrainOptions& o,

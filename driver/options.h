@@ -36,6 +36,7 @@ struct TrainOptions {
     std::string save_dtype = "fp32";
     bool resume = false, init_only = false, dry_run = false;
     std::string dump_grads;
+    bool tune_gemms = true;
 
     // Optimizer
     std::string optimizer = "adamw", decay = "2d", layerwise_lr = "none";

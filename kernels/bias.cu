@@ -1,4 +1,4 @@
-// dbias[c] += scale * SUM_n dout[n,c], in two stages: blocks of 32 packs by ROWS rows walk over the rows; then their
+// dbias[c] (+)= scale * SUM_n dout[n,c], in two stages: blocks of 32 packs by ROWS rows walk over the rows; then their
 // partial sums, scaled, are added (kernels/partials.cuh).
 #include "kernels/bias.cuh"
 
@@ -7,6 +7,7 @@
 namespace {
 
 constexpr int ROWS = 8;
+constexpr int ADD_THREADS = 256;
 constexpr int SLAB = WARP * PackX::size;  // columns of a block
 
 struct Shared {
@@ -40,6 +41,14 @@ __global__ void __launch_bounds__(WARP* ROWS)
     }
 }
 
+__global__ void __launch_bounds__(ADD_THREADS)
+    bias_add_kernel(float* dbias, const float* sums, const float* scale, bool accumulate, int OC) {
+    const int c = blockIdx.x * ADD_THREADS + threadIdx.x;
+    if (c >= OC) return;
+    const float sum = (scale ? *scale : 1.0f) * sums[c];
+    dbias[c] = accumulate ? dbias[c] + sum : sum;
+}
+
 // Row blocks: about 1024 threads on each multiprocessor, all columns together.
 int max_row_blocks(int OC) { return ceil_div(multiprocessors() * 4, ceil_div(OC, SLAB)); }
 
@@ -47,10 +56,9 @@ int max_row_blocks(int OC) { return ceil_div(multiprocessors() * 4, ceil_div(OC,
 
 size_t bias_scratch_bytes(int OC) { return sizeof(float) * static_cast<size_t>(max_row_blocks(OC)) * OC; }
 
-void bias_backward(float* dbias, const floatX* dout, float* scratch, int64_t N, int OC, cudaStream_t stream,
-                   const float* scale) {
-    CHECK(OC > 0 && OC % PackX::size == 0);
-    if (N == 0) return;
+void bias_backward(float* dbias, const floatX* dout, float* scratch, int64_t N, int OC, bool accumulate,
+                   cudaStream_t stream, const float* scale) {
+    CHECK(N > 0 && OC > 0 && OC % PackX::size == 0);
     int64_t needed = ceil_div(N, static_cast<int64_t>(ROWS));
     int row_blocks = max_row_blocks(OC);
     if (needed < row_blocks) row_blocks = static_cast<int>(needed);
@@ -59,5 +67,9 @@ void bias_backward(float* dbias, const floatX* dout, float* scratch, int64_t N, 
            OC);
     PartialTargets target;
     target.total[0] = dbias;
-    add_partials(target, scratch, row_blocks, 1, OC, stream);
+    add_partials(target, scratch, row_blocks, 1, OC, stream, accumulate);
+}
+
+void bias_add(float* dbias, const float* sums, int OC, bool accumulate, cudaStream_t stream, const float* scale) {
+    launch(bias_add_kernel, ceil_div(OC, ADD_THREADS), ADD_THREADS, 0, stream, dbias, sums, scale, accumulate, OC);
 }

@@ -7,20 +7,19 @@
 // weight_stride, where a product takes one: the elements from a row of the weight to the next, when it is a block of
 // columns of a wider matrix; 0: C.
 #pragma once
+#include <vector>
+
 #include "kernels/activation.cuh"
 #include "kernels/common.cuh"
+#include "kernels/matmul_choice.h"
 
 struct Matmul;  // handle, workspace, and the cache of descriptors and algorithms by shape and epilogue
 Matmul* matmul_create();
 void matmul_destroy(Matmul* mm);
 
-// out (N,OC) = inp (N,C) weight (OC,C)^T + bias (OC); bias may be null.
+// out (N,OC) = inp (N,C) weight (OC,C)^T + bias (OC) + add (N,OC); bias and add may be null, add may be out.
 void matmul_forward(Matmul* mm, floatX* out, const floatX* inp, const floatX* weight, const floatX* bias, int N, int C,
-                    int OC, cudaStream_t stream, int weight_stride = 0);
-
-// The same with accumulate: out += ...; no bias (the residual add through beta = 1, and dx of untied sums).
-void matmul_forward_add(Matmul* mm, floatX* out, const floatX* inp, const floatX* weight, int N, int C, int OC,
-                        cudaStream_t stream);
+                    int OC, cudaStream_t stream, int weight_stride = 0, const floatX* add = nullptr);
 
 // out (N,OC) fp32 = inp (N,C) weight (OC,C)^T, not rounded to floatX: for small outputs that feed gates.
 void matmul_forward_fp32(Matmul* mm, float* out, const floatX* inp, const floatX* weight, int N, int C, int OC,
@@ -40,6 +39,34 @@ void matmul_activation_backward_input(Matmul* mm, floatX* dpre, const floatX* do
                                       const floatX* pre, Activation act, int N, int C, int OC, cudaStream_t stream,
                                       const float* alpha = nullptr);
 
-// dweight (OC,C) fp32 += alpha dout (N,OC)^T inp (N,C)
+// The same, and dbias (C) fp32 = SUM_n dpre; accumulate: dbias += ... One product (DGELU_BGRAD). False, with nothing
+// done, where that is not to be had: the library lacks it, two steps are faster, or floatX is bf16, because the library
+// would then round the bias's gradient to bf16 (it has dpre's type). scratch: bias_scratch_bytes(C).
+bool matmul_activation_backward_bias(Matmul* mm, floatX* dpre, float* dbias, const floatX* dout, const floatX* weight,
+                                     const floatX* pre, Activation act, float* scratch, int N, int C, int OC,
+                                     bool accumulate, cudaStream_t stream, const float* alpha = nullptr);
+
+// dweight (OC,C) fp32 = alpha dout (N,OC)^T inp (N,C);  accumulate: dweight += ...
 void matmul_backward_weight(Matmul* mm, float* dweight, const floatX* dout, const floatX* inp, int N, int C, int OC,
-                            cudaStream_t stream, const float* alpha = nullptr, int weight_stride = 0);
+                            bool accumulate, cudaStream_t stream, const float* alpha = nullptr, int weight_stride = 0);
+
+// The same, and dbias (OC) fp32 = alpha SUM_n dout (N,OC);  accumulate: both += ... One product (BGRADB), or a product
+// and bias_backward where that is faster. scratch: bias_scratch_bytes(OC).
+void matmul_backward_weight_bias(Matmul* mm, float* dweight, float* dbias, const floatX* dout, const floatX* inp,
+                                 float* scratch, int N, int C, int OC, bool accumulate, cudaStream_t stream,
+                                 const float* alpha = nullptr);
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Which algorithm a product runs (matmul_tune.cpp). One that was neither measured nor given runs what the library's
+// heuristic names first, which is the same on every card of a kind with the same library.
+
+// While on, every product that is met for the first time is measured with all algorithms the library proposes, and an
+// epilogue against the same work in two steps: on its own operands, so that all outputs are worth nothing meanwhile.
+// Turning it on forgets what was met before, but not what was chosen.
+void matmul_tune(Matmul* mm, bool on);
+// Whether this machine's library proposes more than one algorithm: if not, there is nothing to measure.
+bool matmul_has_choice(Matmul* mm);
+// What was measured or given of the products that ran so far, sorted by product.
+std::vector<MatmulChoice> matmul_choices(const Matmul* mm);
+// Gives choices that were made elsewhere. One that cannot run here counts as none.
+void matmul_use(Matmul* mm, const std::vector<MatmulChoice>& choices);

@@ -10,7 +10,7 @@ struct Shared {
 
 // One column per threadIdx.x; threadIdx.y takes every blockDim.y-th row, and row 0 of the block adds the slices up.
 __global__ void __launch_bounds__(WARP* MAX_SLICES)
-    add_partials_kernel(PartialTargets target, const float* partial, int rows, int M, int C) {
+    add_partials_kernel(PartialTargets target, const float* partial, int rows, int M, int C, bool accumulate) {
     float* total = target.total[blockIdx.y];
     if (total == nullptr) return;
     int c = blockIdx.x * WARP + threadIdx.x;
@@ -28,16 +28,18 @@ __global__ void __launch_bounds__(WARP* MAX_SLICES)
         if (threadIdx.y > 0) return;
         for (unsigned y = 1; y < blockDim.y; y++) sum += shared.sum[y][threadIdx.x];
     }
-    if (c < C) total[c] += sum;
+    if (c < C) total[c] = accumulate ? total[c] + sum : sum;
 }
 
 }  // namespace
 
-void add_partials(const PartialTargets& target, const float* partial, int rows, int M, int C, cudaStream_t stream) {
+void add_partials(const PartialTargets& target, const float* partial, int rows, int M, int C, cudaStream_t stream,
+                  bool accumulate) {
     CHECK(M <= MAX_PARTIAL_SUMS);
     if (M == 0 || C == 0 || rows == 0) return;
     // Slices shorten the chain of dependent loads; a few rows need none, and then no barrier either.
     int slices = rows >= 256 ? MAX_SLICES : rows >= 64 ? 8 : 1;
     dim3 grid(ceil_div(C, WARP), M), block(WARP, slices);
-    launch(add_partials_kernel, grid, block, slices > 1 ? sizeof(Shared) : 0, stream, target, partial, rows, M, C);
+    launch(add_partials_kernel, grid, block, slices > 1 ? sizeof(Shared) : 0, stream, target, partial, rows, M, C,
+           accumulate);
 }

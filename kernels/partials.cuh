@@ -7,8 +7,9 @@
 constexpr int MAX_PARTIAL_SUMS = 16;
 
 struct PartialTargets {
-    float* total[MAX_PARTIAL_SUMS] = {};  // (C) fp32 each, accumulated (+=); null: that sum is not wanted
+    float* total[MAX_PARTIAL_SUMS] = {};  // (C) fp32 each; null: that sum is not wanted
 };
 
-// target[m] (C) += SUM_r partial (rows, M, C)[r][m], for every m < M <= MAX_PARTIAL_SUMS.
-void add_partials(const PartialTargets& target, const float* partial, int rows, int M, int C, cudaStream_t stream);
+// target[m] (C) += SUM_r partial (rows, M, C)[r][m], for every m < M <= MAX_PARTIAL_SUMS; without accumulate: = .
+void add_partials(const PartialTargets& target, const float* partial, int rows, int M, int C, cudaStream_t stream,
+                  bool accumulate = true);

@@ -139,7 +139,8 @@ void head(Model& m, int64_t N, float dloss, bool backward) {
         matmul_forward(m.mm, m.logits, z + row * C, m.param(m.head), nullptr, n, C, Vp, m.stream);
         classifier(m.logits, m.losses + row, m.targets + row, dloss, n, V, Vp, backward, m.stream);
         if (!backward) continue;
-        matmul_backward_weight(m.mm, m.grad(m.head), m.logits, z + row * C, n, C, Vp, m.stream);
+        matmul_backward_weight(m.mm, m.grad(m.head), m.logits, z + row * C, n, C, Vp, m.accumulated > 0 || row > 0,
+                               m.stream);
         matmul_backward_input(m.mm, m.rule().d_input() + row * C, m.logits, m.param(m.head), n, C, Vp, false, m.stream);
     }
     sum_losses(m.loss_sum, m.losses, N, m.stream);
@@ -159,11 +160,16 @@ void head_of_rows(Model& m, int64_t n) {
     }
 }
 
-// A linear map's backward: weight and bias gradients, times *scale, from dout (N,OC) and its input (N,IC).
+// A linear map's backward: weight and bias gradients, times *scale, from dout (N,OC) and its input (N,IC). An update's
+// first micro-batch stores them, which saves reading what is zero.
 void linear_backward(Model& m, const LinearOffsets& o, const floatX* dout, const floatX* inp, int N, int IC, int OC,
                      const float* scale = nullptr) {
-    matmul_backward_weight(m.mm, m.grad(o.weight), dout, inp, N, IC, OC, m.stream, scale);
-    if (o.bias >= 0) bias_backward(m.grad(o.bias), dout, scratch(m), N, OC, m.stream, scale);
+    const bool accumulate = m.accumulated > 0;
+    if (o.bias >= 0)
+        matmul_backward_weight_bias(m.mm, m.grad(o.weight), m.grad(o.bias), dout, inp, scratch(m), N, IC, OC,
+                                    accumulate, m.stream, scale);
+    else
+        matmul_backward_weight(m.mm, m.grad(o.weight), dout, inp, N, IC, OC, accumulate, m.stream, scale);
 }
 
 void mlp_backward(Model& m, int l, int N) {
@@ -174,15 +180,21 @@ void mlp_backward(Model& m, int l, int N) {
     Rule& rule = m.rule();
     const floatX* du = rule.d_output(s);
     const float* scale = rule.branch_scale(s);
+    LinearOffsets fc = o.fc;
     linear_backward(m, o.mlp_proj, du, a.act, N, Fp, C, rule.raw_last_map(s) ? nullptr : scale);
     if (c.activation == Activation::swiglu) {
         matmul_backward_input(m.mm, m.dact, du, m.param(o.mlp_proj.weight), N, Fp, C, false, m.stream, scale);
         swiglu_backward(m.dwide, m.dact, a.pre, N, Fp, m.stream);
+    } else if (fc.bias >= 0 &&
+               matmul_activation_backward_bias(m.mm, m.dwide, m.grad(fc.bias), du, m.param(o.mlp_proj.weight), a.pre,
+                                               c.activation, scratch(m), N, Fp, C, m.accumulated > 0, m.stream,
+                                               scale)) {
+        fc.bias = -1;  // its gradient is there
     } else {
         matmul_activation_backward_input(m.mm, m.dwide, du, m.param(o.mlp_proj.weight), a.pre, c.activation, N, Fp, C,
                                          m.stream, scale);
     }
-    linear_backward(m, o.fc, m.dwide, rule.input(s - 1), N, C, H);
+    linear_backward(m, fc, m.dwide, rule.input(s - 1), N, C, H);
     matmul_backward_input(m.mm, rule.d_input(), m.dwide, m.param(o.fc.weight), N, C, H, false, m.stream);
 }
 
@@ -258,6 +270,7 @@ void model_forward_backward(Model& m, const int* inputs, const int* targets, int
     forward(m, b, t, false);
     head(m, static_cast<int64_t>(N), static_cast<float>(loss_scale), true);
     backward(m, b, t);
+    m.accumulated++;
 }
 
 double model_take_loss(Model& m) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/common.cuh"
+#include "kernels/matmul_choice.h"
 #include "model/config.h"
 #include "model/registry.h"
 #include "parallel/comm.h"
@@ -50,6 +51,14 @@ cudaStream_t model_stream(const Model& model);
 
 // Fresh weights from the registry's initialisation; a function of (seed, tensor name, element), not of padding.
 void model_init_weights(Model& model, uint64_t seed);
+
+// Which algorithms the products run. Whether this machine has a choice; what is chosen so far of the products met; and
+// choices made elsewhere. A rehearsal, before the first micro-batch, measures every product of a training step that
+// nothing was chosen for; it leaves no trace.
+bool model_has_gemm_choice(Model& model);
+std::vector<MatmulChoice> model_gemms(const Model& model);
+void model_use_gemms(Model& model, const std::vector<MatmulChoice>& choices);
+void model_rehearse(Model& model);
 
 // Host copies in arena layout (registry.arena floats): masters, first and second moments, gradients.
 void model_read_master(Model& model, float* host);

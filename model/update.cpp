@@ -204,6 +204,7 @@ double model_update(Model& model, const UpdateSettings& settings, int64_t step) 
     adamw_update(model.params, model.master, model.grads, model.m, model.v, model.adamw_tensors, model.adamw_chunk_list,
                  static_cast<int>(model.chunks_host.size()), model.clip, true, settings.seed,
                  static_cast<uint64_t>(step), model.stream);
+    model.accumulated = 0;
     float norm = 0;
     CUDA_CHECK(cudaMemcpyAsync(&norm, model.clip, sizeof norm, cudaMemcpyDeviceToHost, model.stream));
     CUDA_CHECK(cudaStreamSynchronize(model.stream));

@@ -208,7 +208,7 @@ void DepthRule::backward(const Pass& pass, int s) {
     depth_attention_backward(seam, seam_shape(pass, s), args, pass.scratch, pass.stream);
     if (site.complete)
         matmul_backward_weight(pass.mm, dq_, args.coef, args.source.rows, static_cast<int>(N), shape_.C, coef_columns(),
-                               pass.stream);
+                               true, pass.stream);
     if (s == 0 && shape_.post(0))
         norm_rows_backward(dx_, entry_, post_norms[0], seam_shape(pass, 0), pass.scratch, pass.stream);
 }

@@ -82,7 +82,7 @@ class HighwayRule : public StreamRule {
         gradients.channels[0] = grad(w(s) + 1);
         ::seam_backward<Highway>(seam, shape, args(s), gradients, pass.scratch, pass.stream);
         const int N = static_cast<int>(pass.N), C = shape_.C;
-        matmul_backward_weight(pass.mm, grad(w(s)), zeta_, x_[static_cast<size_t>(s) - 1], N, C, C, pass.stream);
+        matmul_backward_weight(pass.mm, grad(w(s)), zeta_, x_[static_cast<size_t>(s) - 1], N, C, C, true, pass.stream);
         matmul_backward_input(pass.mm, seam.dx, zeta_, tensors[static_cast<size_t>(w(s))].copy, N, C, C, true,
                               pass.stream);
     }

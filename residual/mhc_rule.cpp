@@ -97,7 +97,7 @@ class MhcRule : public StreamsRule {
             const int p = parameter(s + 1), columns = mhc_columns(n_, is_head(s));
             mhc_coefficients_backward(rdm_, kappa_, {grad(p + 1), grad(p + 2)}, dc_, m_[i + 1], r_[i + 1], module(s),
                                       pass.N, n_, shape_.C, pass.scratch, pass.stream);
-            matmul_backward_weight(pass.mm, grad(p), rdm_, H, N, nC, columns, pass.stream);
+            matmul_backward_weight(pass.mm, grad(p), rdm_, H, N, nC, columns, true, pass.stream);
             matmul_backward_input(pass.mm, dX_, rdm_, tensors[static_cast<size_t>(p)].copy, N, nC, columns, false,
                                   pass.stream);
         }

@@ -170,8 +170,8 @@ class ReviewRule : public StreamRule {
 
         const floatX *x = x_[i - 1], *weight = tensors[static_cast<size_t>(w(s))].copy;
         float* dweight = grad(w(s));
-        matmul_backward_weight(pass.mm, dweight, zh_, x, N, C, C, pass.stream, nullptr, 2 * C);
-        matmul_backward_weight(pass.mm, dweight + C, zu_, v(s), N, C, C, pass.stream, nullptr, 2 * C);
+        matmul_backward_weight(pass.mm, dweight, zh_, x, N, C, C, true, pass.stream, nullptr, 2 * C);
+        matmul_backward_weight(pass.mm, dweight + C, zu_, v(s), N, C, C, true, pass.stream, nullptr, 2 * C);
         // Back to x and v, in buffers that are free here: the sublayer input's gradient is used up.
         matmul_backward_input(pass.mm, dz_, zh_, weight, N, C, C, false, pass.stream, nullptr, 2 * C);
         matmul_backward_input(pass.mm, zh_, zu_, weight + C, N, C, C, false, pass.stream, nullptr, 2 * C);

@@ -12,7 +12,9 @@
 //   epilogues    DEFAULT, BIAS, GELU, GELU_BIAS, GELU_AUX, GELU_AUX_BIAS, DGELU, DGELU_BGRAD, BGRADA, BGRADB.
 //                GELU is the tanh form. GELU_AUX stores its argument. Bias and auxiliary have D's type; the auxiliary
 //                leading dimension is divisible by 8. Gradients of the bias are stored, never accumulated.
-//   algorithm    one per problem, and it remembers which: using it for another problem is refused.
+//   algorithms   remember their problem: using one for another problem is refused. The plain sum over k comes first; with
+//                SIMT_GEMM_ALGOS=n in the environment up to n are proposed, which split k into 2, 4, ... parts, whose
+//                sums in fp32 lie in the workspace and are added in order (CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE).
 //
 // cublasLtMatmulAlgoGetHeuristic finds no algorithm (count 0, NOT_SUPPORTED) for what cublasLtMatmul would refuse.
 // The work is done when cublasLtMatmul returns. Same shapes and same number of threads: same bits.
@@ -113,6 +115,12 @@ typedef enum {
     CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES = 8,
 } cublasLtMatmulPreferenceAttributes_t;
 
+typedef enum {
+    CUBLASLT_ALGO_CONFIG_ID = 0,                // int32_t, always 0 here; not to be set
+    CUBLASLT_ALGO_CONFIG_SPLITK_NUM = 2,        // int32_t
+    CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME = 3,  // uint32_t; follows from the former, not to be set
+} cublasLtMatmulAlgoConfigAttributes_t;
+
 typedef struct cublasLtContext* cublasLtHandle_t;
 typedef struct {
     uint64_t data[8];
@@ -175,6 +183,17 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
                                               cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
                                               cublasLtMatmulPreference_t preference, int requested,
                                               cublasLtMatmulHeuristicResult_t results[], int* returned);
+
+// Whether the algorithm can do the problem, and the workspace it takes.
+cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a,
+                                       cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+                                       const cublasLtMatmulAlgo_t* algo, cublasLtMatmulHeuristicResult_t* result);
+cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t* algo,
+                                                    cublasLtMatmulAlgoConfigAttributes_t attribute, void* value,
+                                                    size_t bytes, size_t* written);
+cublasStatus_t cublasLtMatmulAlgoConfigSetAttribute(cublasLtMatmulAlgo_t* algo,
+                                                    cublasLtMatmulAlgoConfigAttributes_t attribute, const void* value,
+                                                    size_t bytes);
 
 // D = epilogue(alpha op(A) op(B) + beta C). D may be C (then with the same layout), but overlap neither A nor B.
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, const void* alpha, const void* a,

@@ -135,6 +135,38 @@ void run_bf16(const Problem& p, const float* bias, double* row_sums) {
     }
 }
 
+// Parts of k, each a product of its own into its slice of p.partial; then their sum.
+void run_split(const Problem& p, const float* bias, double* row_sums) {
+    const int64_t area = p.m * p.n, depth = (p.k + p.splits - 1) / p.splits;
+    auto part_of = [&](const Operand& operand, int64_t k, bool k_is_row) {
+        Operand part = operand;
+        const int64_t at = k_is_row ? k : k * operand.ld;
+        part.data = static_cast<const char*>(operand.data) + at * (operand.half ? 2 : 4);
+        return part;
+    };
+    for (int64_t s = 0; s < p.splits; s++) {
+        Problem part = {};
+        part.m = p.m, part.n = p.n, part.k = std::min(depth, p.k - s * depth);
+        part.a = part_of(p.a, s * depth, p.a.transposed);
+        part.b = part_of(p.b, s * depth, !p.b.transposed);
+        part.d = p.partial + s * area, part.ldd = p.m;
+        part.alpha = p.alpha;
+        p.a.half ? run_bf16(part, nullptr, nullptr) : run_fp32(part, nullptr, nullptr);
+    }
+    float* sum = p.partial;
+    const int64_t ld = p.half_out ? p.m : p.ldd;
+    float* acc = p.half_out ? sum : static_cast<float*>(p.d);
+#pragma omp parallel for schedule(static) if (area > kParallelElements)
+    for (int64_t j = 0; j < p.n; j++)
+        for (int64_t i = 0; i < p.m; i++) {
+            float x = sum[j * p.m + i];
+            for (int64_t s = 1; s < p.splits; s++) x += sum[s * area + j * p.m + i];
+            if (!p.half_out && p.beta != 0) x += p.beta * acc[j * ld + i];  // bring_c has brought it
+            acc[j * ld + i] = x;
+        }
+    finish_tile(p, acc, ld, 0, p.m, 0, p.n, bias, row_sums);
+}
+
 }  // namespace
 
 void run(const Problem& p) {
@@ -150,7 +182,9 @@ void run(const Problem& p) {
         }
     }
     std::vector<double> row_sums(p.row_grad ? static_cast<size_t>(p.m) : 0);
-    if (p.a.half)
+    if (p.splits > 1)
+        run_split(p, bias.data(), row_sums.data());
+    else if (p.a.half)
         run_bf16(p, bias.data(), row_sums.data());
     else
         run_fp32(p, bias.data(), row_sums.data());

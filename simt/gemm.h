@@ -55,6 +55,8 @@ struct Problem {
     void* row_grad;  // (m) or null: sums of D's rows, before rounding
     void* a_grad;    // (m) or null: sums of op(A) over k
     void* b_grad;    // (n) or null: sums of op(B) over k
+    int64_t splits;  // parts of k that are summed by themselves, then added in order
+    float* partial;  // (splits, n, m) for their sums; not read with one part
 };
 
 void run(const Problem& problem);

@@ -1,6 +1,7 @@
 // cublasLt.h: what is refused, and the way from a call to simt::gemm::run.
 #include <climits>
 #include <cstdio>
+#include <cstdlib>
 
 #include "gemm.h"
 #include "gemm_api.h"
@@ -113,6 +114,27 @@ uint64_t signature(const Desc& desc, const Layout& a, const Layout& b, const Lay
     return h;
 }
 
+int64_t depth_of(const Desc& desc, const Layout& a) {
+    return static_cast<int64_t>(desc.op_a == CUBLAS_OP_T ? a.rows : a.cols);
+}
+size_t workspace_of(int32_t splits, const Layout& d) {
+    return splits > 1 ? static_cast<size_t>(splits) * d.rows * d.cols * sizeof(float) : 0;
+}
+// An algorithm that came from who knows where: for this problem?
+cublasStatus_t check_algo(const Algo& algo, const Desc& desc, const Layout& a, const Layout& b, const Layout& c,
+                          const Layout& d) {
+    REFUSE_IF(algo.problem != signature(desc, a, b, c, d), NOT_SUPPORTED, "the algorithm was made for another problem");
+    // Every part must have something to sum.
+    const int64_t k = depth_of(desc, a), parts = algo.splits;
+    REFUSE_IF(parts < 1 || (parts > 1 && (d.batch > 1 || (k + parts - 1) / parts * (parts - 1) >= k)), NOT_SUPPORTED,
+              "k cannot be split so");
+    return CUBLAS_STATUS_SUCCESS;
+}
+int proposals() {
+    const char* wanted = getenv("SIMT_GEMM_ALGOS");
+    return wanted && atoi(wanted) > 1 ? atoi(wanted) : 1;
+}
+
 bool aligned(const void* p, const Layout& l, uint32_t bytes) {
     const uint64_t stride = l.batch > 1 ? static_cast<uint64_t>(l.stride * size_of(l.type)) : 0;
     return (reinterpret_cast<uintptr_t>(p) % bytes) == 0 && stride % 16 == 0;
@@ -205,12 +227,39 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
     const Preference& p = inside<Preference>(preference);
     REFUSE_IF(p.align_a % 16 || p.align_b % 16 || p.align_c % 16 || p.align_d % 16, NOT_SUPPORTED,
               "operands not promised to be 16-byte aligned");
-    results[0] = {};
-    inside<Algo>(&results[0].algo) = {signature(desc_of(desc), layout_of(a), layout_of(b), layout_of(c), layout_of(d)),
-                                      p.align_a, p.align_b, p.align_c, p.align_d};
-    results[0].state = CUBLAS_STATUS_SUCCESS;
-    results[0].wavesCount = 1.0f;
-    *returned = 1;
+    const Layout& ld = layout_of(d);
+    Algo algo = {signature(desc_of(desc), layout_of(a), layout_of(b), layout_of(c), ld),
+                 p.align_a, p.align_b, p.align_c, p.align_d, 1};
+    const int wanted = requested < proposals() ? requested : proposals();
+    for (; *returned < wanted; algo.splits *= 2) {
+        if (algo.splits > 1 && (ld.batch > 1 || depth_of(desc_of(desc), layout_of(a)) < 32 * algo.splits ||
+                                workspace_of(algo.splits, ld) > p.workspace ||
+                                !(p.reduction & CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE)))
+            break;
+        cublasLtMatmulHeuristicResult_t& result = results[(*returned)++];
+        result = {};
+        inside<Algo>(&result.algo) = algo;
+        result.workspaceSize = workspace_of(algo.splits, ld);
+        result.state = CUBLAS_STATUS_SUCCESS;
+        result.wavesCount = 1.0f;
+    }
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a,
+                                       cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+                                       const cublasLtMatmulAlgo_t* algo, cublasLtMatmulHeuristicResult_t* result) {
+    REFUSE_IF(handle != &the_context, NOT_INITIALIZED, "no handle");
+    REFUSE_IF(!desc || !a || !b || !c || !d || !algo || !result, INVALID_VALUE, "null argument");
+    const Layout &la = layout_of(a), &lb = layout_of(b), &lc = layout_of(c), &ld = layout_of(d);
+    cublasStatus_t status = check(desc_of(desc), la, lb, lc, ld);
+    if (status != CUBLAS_STATUS_SUCCESS) return status;
+    const Algo& inside_algo = *reinterpret_cast<const Algo*>(algo->data);
+    status = check_algo(inside_algo, desc_of(desc), la, lb, lc, ld);
+    if (status != CUBLAS_STATUS_SUCCESS) return status;
+    result->workspaceSize = workspace_of(inside_algo.splits, ld);
+    result->state = CUBLAS_STATUS_SUCCESS;
+    result->wavesCount = 1.0f;
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -218,7 +267,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
                               const void* a, cublasLtMatrixLayout_t a_layout, const void* b,
                               cublasLtMatrixLayout_t b_layout, const void* beta, const void* c,
                               cublasLtMatrixLayout_t c_layout, void* d, cublasLtMatrixLayout_t d_layout,
-                              const cublasLtMatmulAlgo_t* algo, void* /*workspace*/, size_t /*workspace_bytes*/,
+                              const cublasLtMatmulAlgo_t* algo, void* workspace, size_t workspace_bytes,
                               cudaStream_t /*stream*/) {
     REFUSE_IF(handle != &the_context, NOT_INITIALIZED, "no handle");
     REFUSE_IF(!desc_opaque || !a_layout || !b_layout || !c_layout || !d_layout || !alpha || !beta || !a || !b || !d,
@@ -236,12 +285,15 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     const bool reads_c = beta_value != 0;
     // Who calls does not know a beta that is on the device: C must be there whatever it turns out to be.
     const bool may_read_c = reads_c || desc.pointer_mode == CUBLASLT_POINTER_MODE_DEVICE;
-    Algo promised = {.problem = 0, .align_a = 16, .align_b = 16, .align_c = 16, .align_d = 16};
+    Algo promised = {.problem = 0, .align_a = 16, .align_b = 16, .align_c = 16, .align_d = 16, .splits = 1};
     if (algo) {
         promised = *reinterpret_cast<const Algo*>(algo->data);
-        REFUSE_IF(promised.problem != signature(desc, la, lb, lc, ld), NOT_SUPPORTED,
-                  "the algorithm was made for another problem");
+        if (status = check_algo(promised, desc, la, lb, lc, ld); status != CUBLAS_STATUS_SUCCESS) return status;
     }
+    const size_t parts_bytes = workspace_of(promised.splits, ld);
+    REFUSE_IF(parts_bytes > 0 && (!workspace || workspace_bytes < parts_bytes), INVALID_VALUE,
+              "the algorithm needs more workspace");
+    if (parts_bytes > 0) check_memory(workspace, parts_bytes);
     REFUSE_IF(!aligned(a, la, promised.align_a) || !aligned(b, lb, promised.align_b) ||
                   !aligned(d, ld, promised.align_d) || (may_read_c && !aligned(c, lc, promised.align_c)),
               NOT_SUPPORTED, "an operand is less aligned than promised");
@@ -265,7 +317,9 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     const bool trans_a = desc.op_a == CUBLAS_OP_T, trans_b = desc.op_b == CUBLAS_OP_T;
     p.m = static_cast<int64_t>(ld.rows);
     p.n = static_cast<int64_t>(ld.cols);
-    p.k = static_cast<int64_t>(trans_a ? la.rows : la.cols);
+    p.k = depth_of(desc, la);
+    p.splits = promised.splits;
+    p.partial = static_cast<float*>(workspace);
     p.half_out = is_half(ld.type);
     p.alpha = *static_cast<const float*>(alpha);
     p.beta = beta_value;

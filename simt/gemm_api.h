@@ -22,10 +22,11 @@ struct Preference {
     uint64_t workspace;
     uint32_t reduction, align_a, align_b, align_c, align_d;
 };
-// What the algorithm was made for.
+// How to sum over k, and what the algorithm was made for.
 struct Algo {
     uint64_t problem;
     uint32_t align_a, align_b, align_c, align_d;
+    int32_t splits;
 };
 
 // The library's opaque structs hold ours.

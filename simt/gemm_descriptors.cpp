@@ -242,3 +242,24 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
     REFUSE_IF(!preference, INVALID_VALUE, "null preference");
     return set_field(field(inside<Preference>(preference), attribute), value, bytes);
 }
+
+cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t* algo,
+                                                    cublasLtMatmulAlgoConfigAttributes_t attribute, void* value,
+                                                    size_t bytes, size_t* written) {
+    REFUSE_IF(!algo, INVALID_VALUE, "null algorithm");
+    Algo copy = *reinterpret_cast<const Algo*>(algo->data);
+    int32_t id = 0;
+    uint32_t scheme = copy.splits > 1 ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE : CUBLASLT_REDUCTION_SCHEME_NONE;
+    return get_field(attribute == CUBLASLT_ALGO_CONFIG_ID                 ? field(id)
+                     : attribute == CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME ? field(scheme)
+                     : attribute == CUBLASLT_ALGO_CONFIG_SPLITK_NUM       ? field(copy.splits)
+                                                                          : Field{},
+                     value, bytes, written);
+}
+cublasStatus_t cublasLtMatmulAlgoConfigSetAttribute(cublasLtMatmulAlgo_t* algo,
+                                                    cublasLtMatmulAlgoConfigAttributes_t attribute, const void* value,
+                                                    size_t bytes) {
+    REFUSE_IF(!algo, INVALID_VALUE, "null algorithm");
+    return set_field(attribute == CUBLASLT_ALGO_CONFIG_SPLITK_NUM ? field(inside<Algo>(algo).splits) : Field{}, value,
+                     bytes);
+}

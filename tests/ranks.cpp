@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "driver/tuning.h"
 #include "kernels/error.h"
 #include "parallel/comm.h"
 #include "parallel/rendezvous.h"
@@ -255,6 +256,29 @@ void communicator(Comm* comm) {
     comm_barrier(comm);
 }
 
+// Rank 0 measures; the others then run what it has found, which they can know from it alone.
+void gemm_choices(Comm* comm) {
+    setenv("SIMT_GEMM_ALGOS", "2", 1);
+    ModelConfig config = preset_config("gpt2-nano");
+    config.layers = 1;
+    config.context = 64;
+    const ModelPtr model = model_create(config, 1, config.context, Use::training);
+    model_init_weights(*model, 1);
+    GemmRecord record;
+    if (rank == 0) {
+        model_rehearse(*model);
+        record.choices = model_gemms(*model);
+        check(record.choices.size() >= 10, "products measured in a rehearsal");
+    }
+    share_gemms(*model, comm, record);
+    const std::vector<int> tokens(static_cast<size_t>(config.context) + 1, 7);
+    model_forward_backward(*model, tokens.data(), tokens.data() + 1, 1, config.context, 1.0);
+    std::string met;
+    for (const MatmulChoice& choice : model_gemms(*model)) met += choice.product + choice.algorithm;
+    const int64_t own = static_cast<int64_t>(std::hash<std::string>()(met));
+    check(!met.empty() && comm_broadcast(comm, own) == own, "algorithms of rank 0 on every rank");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -293,6 +317,7 @@ int main(int argc, char** argv) {
         reductions<uint8_t>(ncclUint8, {ncclSum, ncclMax}, "uint8");
         copies();
         groups();
+        gemm_choices(comm);
 
         // Nobody says ok before all are done.
         double all_failures = failures;

@@ -23,7 +23,7 @@ TEST_CASE("bias gradient") {
             for (int run = 0; run < 2; run++) {
                 Device<float> dbias(before);
                 scratch.poison();
-                bias_backward(dbias.data, d.data, scratch.data, N, OC, nullptr);
+                bias_backward(dbias.data, d.data, scratch.data, N, OC, true, nullptr);
                 auto got = dbias.read();
                 // fp32 sums of N terms of one sign: each of the partial sums has its rounding, sqrt(N) * 2^-24 in all.
                 CHECK(relative_error(to_double(got), want) < 0x1p-24 * (3 + std::sqrt(static_cast<double>(N))));
@@ -49,7 +49,7 @@ TEST_CASE("bias gradient with a factor in device memory") {
             Device<float> dbias(before), scratch(bias_scratch_bytes(OC) / sizeof(float)),
                 factor(std::vector<float>{1e30f, scale});
             scratch.poison();
-            bias_backward(dbias.data, d.data, scratch.data, N, OC, nullptr, factor.data + 1);
+            bias_backward(dbias.data, d.data, scratch.data, N, OC, true, nullptr, factor.data + 1);
             // As without a factor; its product rounds every partial sum once more. What was there before can cancel
             // the sum, which the error is relative to: all of it is allowed by its size.
             double size = 0;

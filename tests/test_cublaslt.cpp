@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "environment.h"
 #include "test.h"
 
 namespace {
@@ -25,6 +26,7 @@ struct Case {
     int pad = 0;  // added to every leading dimension
     int batch = 1;
     bool in_place = true, scalars_on_device = false;
+    int algorithm = 0;  // which of those the library proposes
 };
 
 bool bias_in(cublasLtEpilogue_t e) {
@@ -123,16 +125,21 @@ bool run(const Case& t) {
 
     cublasLtMatmulPreference_t preference = nullptr;
     REQUIRE(cublasLtMatmulPreferenceCreate(&preference) == CUBLAS_STATUS_SUCCESS);
-    uint64_t workspace_bytes = 4 << 20;
+    uint64_t workspace_bytes = 16 << 20;
     cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace_bytes,
                                          sizeof workspace_bytes);
     Stored<Out>& source = t.in_place ? d : c;
-    cublasLtMatmulHeuristicResult_t result = {};
+    std::vector<cublasLtMatmulHeuristicResult_t> results(static_cast<size_t>(t.algorithm) + 1);
     int found = 0;
     cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle, desc, a.layout, b.layout, source.layout, d.layout,
-                                                           preference, 1, &result, &found);
-    const bool supported = status == CUBLAS_STATUS_SUCCESS && found == 1;
+                                                           preference, t.algorithm + 1, results.data(), &found);
+    const bool supported = status == CUBLAS_STATUS_SUCCESS && found == t.algorithm + 1;
     if (supported) {
+        const cublasLtMatmulHeuristicResult_t& result = results.back();
+        cublasLtMatmulHeuristicResult_t checked = {};
+        CHECK(cublasLtMatmulAlgoCheck(handle, desc, a.layout, b.layout, source.layout, d.layout, &result.algo,
+                                      &checked) == CUBLAS_STATUS_SUCCESS);
+        CHECK(checked.workspaceSize <= workspace_bytes);
         Device<char> workspace(workspace_bytes);
         const float *alpha = t.scalars_on_device ? scalars.data : &t.alpha,
                     *beta = t.scalars_on_device ? scalars.data + 1 : &t.beta;
@@ -286,6 +293,37 @@ TEST_CASE("cublasLt: products larger than a tile", "[cublaslt]") {
     required<__nv_bfloat16, float>({.m = 16, .n = 1040, .k = 1032, .trans_b = true, .beta = 1});
     required<__nv_bfloat16, __nv_bfloat16>({.m = 16, .n = 1040, .k = 2056});
     required<float, float>({.m = 4100, .n = 300, .k = 5, .beta = 1, .epilogue = CUBLASLT_EPILOGUE_BIAS});
+}
+
+// The stand-in has more than one algorithm when it is asked to: split sums, of parts of equal and of unequal length.
+TEMPLATE_TEST_CASE("cublasLt: other algorithms than the first", "[cublaslt]", float, __nv_bfloat16) {
+    const Environment more("SIMT_GEMM_ALGOS", "3");
+    for (int algorithm : {1, 2}) {
+        for (bool trans_a : {false, true}) {
+            for (bool trans_b : {false, true}) {
+                const Case plain{.m = 136, .n = 200, .k = 1032, .trans_a = trans_a, .trans_b = trans_b,
+                                 .algorithm = algorithm};
+                Case scaled = plain;
+                scaled.alpha = 0.5f, scaled.beta = -2, scaled.pad = 8;
+                required<TestType, TestType>(plain);
+                required<TestType, TestType>(scaled);
+                required<TestType, float>(scaled);
+                scaled.in_place = false;
+                required<TestType, TestType>(scaled);
+                required<TestType, float>(scaled);
+            }
+        }
+        for (auto epilogue : {CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_GELU_AUX_BIAS})
+            required<TestType, TestType>(
+                {.m = 136, .n = 40, .k = 1032, .trans_a = true, .epilogue = epilogue, .algorithm = algorithm});
+        int supported = 0;  // a library may not split these
+        for (auto epilogue : {CUBLASLT_EPILOGUE_DGELU, CUBLASLT_EPILOGUE_DGELU_BGRAD})
+            supported += run<TestType, TestType>(
+                {.m = 136, .n = 40, .k = 1032, .epilogue = epilogue, .algorithm = algorithm});
+        supported += run<TestType, float>({.m = 136, .n = 40, .k = 1032, .trans_b = true, .beta = 1,
+                                           .epilogue = CUBLASLT_EPILOGUE_BGRADB, .algorithm = algorithm});
+        CHECK(supported >= 1);
+    }
 }
 
 TEST_CASE("cublasLt: the same bits again", "[cublaslt]") {

@@ -117,17 +117,28 @@ TEST_CASE("matmul forward in fp32", "[matmul]") {
     }
 }
 
-TEST_CASE("matmul forward adds", "[matmul]") {
+TEST_CASE("matmul forward adds, in place and from elsewhere", "[matmul]") {
     for (Shape s : SHAPES) {
-        CAPTURE(s.N, s.C, s.OC);
-        Data data(s);
-        Random random(5);
-        const std::vector<floatX> before = random.normals<floatX>(area(s.N, s.OC));
-        Device<floatX> out(before);
-        matmul_forward_add(shared_handle(), out.data, data.d_inp.data, data.d_weight.data, s.N, s.C, s.OC, nullptr);
-        std::vector<double> want = product(to_double(data.inp), to_double(data.weight), s.N, s.OC, s.C);
-        for (size_t i = 0; i < want.size(); i++) want[i] += to_float(before[i]);
-        CHECK(worst_error(to_double(out.read()), want, atol(s.C), rtol<floatX>()) <= 1);
+        for (bool with_bias : {false, true}) {
+            for (bool in_place : {true, false}) {
+                CAPTURE(s.N, s.C, s.OC, with_bias, in_place);
+                Data data(s);
+                Random random(5);
+                const std::vector<floatX> before = random.normals<floatX>(area(s.N, s.OC));
+                Device<floatX> add(before), beside(before.size());
+                beside.poison();
+                Device<floatX>& out = in_place ? add : beside;
+                matmul_forward(shared_handle(), out.data, data.d_inp.data, data.d_weight.data,
+                               with_bias ? data.d_bias.data : nullptr, s.N, s.C, s.OC, nullptr, 0, add.data);
+                std::vector<double> want = product(to_double(data.inp), to_double(data.weight), s.N, s.OC, s.C);
+                for (size_t i = 0; i < want.size(); i++) {
+                    want[i] += to_float(before[i]);
+                    if (with_bias) want[i] += to_float(data.bias[i % static_cast<size_t>(s.OC)]);
+                }
+                CHECK(worst_error(to_double(out.read()), want, atol(s.C), rtol<floatX>()) <= 1);
+                if (!in_place) CHECK(to_double(add.read()) == to_double(before));
+            }
+        }
     }
 }
 
@@ -215,7 +226,7 @@ TEST_CASE("matmul backward to the weight accumulates in fp32", "[matmul]") {
         Device<float> dweight(before);
         for (int step = 0; step < 2; step++) {
             matmul_backward_weight(shared_handle(), dweight.data, data.d_dout.data, data.d_inp.data, s.N, s.C, s.OC,
-                                   nullptr);
+                                   true, nullptr);
         }
         std::vector<double> want = product(transposed(to_double(data.dout), s.N, s.OC),
                                            transposed(to_double(data.inp), s.N, s.C), s.OC, s.C, s.N);
@@ -272,7 +283,7 @@ TEST_CASE("matmul backward with a factor in device memory", "[matmul]") {
             const std::vector<float> gradient = random.normals<float>(area(s.OC, s.C));
             Device<float> got(gradient);
             matmul_backward_weight(shared_handle(), got.data, data.d_dout.data, data.d_inp.data, s.N, s.C, s.OC,
-                                   nullptr, d_alpha.data + 1);
+                                   true, nullptr, d_alpha.data + 1);
             std::vector<double> want = dweight;
             for (size_t i = 0; i < want.size(); i++) want[i] = gradient[i] + factor * want[i];
             const double sums = std::max(1.0, std::sqrt(static_cast<double>(s.C) / s.OC * s.N));
@@ -324,7 +335,7 @@ TEST_CASE("matmul with a weight that is a block of columns", "[matmul]") {
                 const std::vector<float> gradient = random.normals<float>(area(s.OC, stride));
                 Device<float> dweight(gradient);
                 matmul_backward_weight(shared_handle(), dweight.data + start, data.d_dout.data, data.d_inp.data, s.N, s.C, s.OC,
-                                       nullptr, device_alpha, stride);
+                                       true, nullptr, device_alpha, stride);
                 const std::vector<double> added = product(transposed(to_double(data.dout), s.N, s.OC),
                                                           transposed(to_double(data.inp), s.N, s.C), s.OC, s.C, s.N);
                 const std::vector<float> got = dweight.read();

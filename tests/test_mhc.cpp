@@ -109,7 +109,7 @@ struct MhcRun {
             if (module) {
                 mhc_coefficients_backward(rdm.data, kappa.data, module->gradients, dc.data, module->m_raw.data,
                                           seam.rstd.data, module->parameters, net.N, n, net.C, scratch.data, nullptr);
-                matmul_backward_weight(mm, module->dphi.data, rdm.data, seam.H.data, net.N, nC, module->Mp, nullptr);
+                matmul_backward_weight(mm, module->dphi.data, rdm.data, seam.H.data, net.N, nC, module->Mp, true, nullptr);
                 matmul_backward_input(mm, dX.data, rdm.data, module->phi.data, net.N, nC, module->Mp, false, nullptr);
             }
             StreamWriteBackward write{};

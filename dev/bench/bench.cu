@@ -74,6 +74,7 @@ double gemm_flops_per_second() {
         const size_t count = static_cast<size_t>(n) * static_cast<size_t>(n);
         floatX *a = random_array(count), *b = random_array(count), *c = random_array(count);
         Matmul* mm = matmul_create();
+        matmul_tune(mm, true);  // the ceiling is what the best algorithm reaches; the first call finds it
         const double us = time_us([&] { matmul_forward(mm, c, a, b, nullptr, n, n, n, nullptr); });
         matmul_destroy(mm);
         for (floatX* p : {a, b, c}) CUDA_CHECK(cudaFree(p));

@@ -119,7 +119,7 @@ void bias(int64_t N, int OC) {
     Array<floatX> dout(static_cast<size_t>(N) * OC, uniform_x);
     Array<float> dbias(OC, uniform), scratch(bias_scratch_bytes(OC) / sizeof(float));
     report("bias backward", format("N=%lld OC=%d", static_cast<long long>(N), OC), static_cast<double>(N) * OC * X,
-           [&] { bias_backward(dbias.data, dout.data, scratch.data, N, OC, nullptr); });
+           [&] { bias_backward(dbias.data, dout.data, scratch.data, N, OC, true, nullptr); });
 }
 
 void classify(int64_t N, int V) {

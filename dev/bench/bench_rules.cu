@@ -228,6 +228,7 @@ struct Side {
     std::vector<double> ms;
     Side(const ModelConfig& config, const Batches& batches) : model(model_create(config, batches.B, batches.T, Use::training)) {
         model_init_weights(*model, 1337);
+        if (model_has_gemm_choice(*model)) model_rehearse(*model);
     }
     // Milliseconds of one update. Schedules have run their course, so that no branch is switched off (zeros let a GPU run
     // faster), and factors that start from zero leave it in the first update.
