@@ -4,6 +4,10 @@
 //   types        A,B -> C,D: fp32 -> fp32, bf16 -> bf16, bf16 -> fp32; CUBLAS_COMPUTE_32F with fp32 scaling only.
 //   Products
 //                are summed in fp32 and rounded once. Everything else: CUBLAS_STATUS_NOT_SUPPORTED.
+//   fp8          e4m3 e4m3, e4m3 e5m2, e5m2 e4m3 -> bf16, fp32, as a Hopper card does them: A transposed, B not, every
+//                dimension a multiple of 16, epilogues DEFAULT and (bf16 D) BIAS. A_SCALE and B_SCALE, in device memory,
+//                multiply alpha. C_SCALE, D_SCALE and AMAX_D belong to fp8 C and D, which are not here: refused.
+//                FAST_ACCUM changes nothing here: sums are in fp32 throughout.
 //   layout       column-major. bf16 matrices need leading dimensions and batch strides of whole 16 bytes. A,B,C,D, bias
 //                and auxiliary addresses are multiples of 16 bytes, and of the alignment that the heuristic was
 //                promised.
@@ -80,7 +84,13 @@ typedef enum {
     CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER = 11,       // void*
     CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD = 12,            // int64_t
     CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_BATCH_STRIDE = 13,  // int64_t
+    CUBLASLT_MATMUL_DESC_A_SCALE_POINTER = 17,            // void*, of a float in device memory; null: 1
+    CUBLASLT_MATMUL_DESC_B_SCALE_POINTER = 18,            // void*
+    CUBLASLT_MATMUL_DESC_C_SCALE_POINTER = 19,            // void*
+    CUBLASLT_MATMUL_DESC_D_SCALE_POINTER = 20,            // void*
+    CUBLASLT_MATMUL_DESC_AMAX_D_POINTER = 21,             // void*
     CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE = 22,     // int32_t, -1: D's type
+    CUBLASLT_MATMUL_DESC_FAST_ACCUM = 25,                 // int8_t
     CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE = 26,             // int32_t, -1: D's type
 } cublasLtMatmulDescAttributes_t;
 

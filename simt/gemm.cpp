@@ -1,6 +1,6 @@
-// Products through OpenBLAS's sgemm. fp32 operands go in as they are. bf16 operands are widened tile by tile into
-// buffers that live on (a widened element is used a thousand times, so the widening costs little), summed in fp32, and
-// rounded once.
+// Products through OpenBLAS's sgemm. fp32 operands go in as they are. bf16 and fp8 operands are widened tile by tile
+// into buffers that live on (a widened element is used a thousand times, so the widening costs little), summed in fp32,
+// and rounded once.
 #include "gemm.h"
 
 #include <algorithm>
@@ -57,14 +57,15 @@ struct Scratch {
     }
 };
 
-// dst (rows x cols, packed) = src (rows x cols, ld), as fp32.
-void widen(float* dst, const bf16* src, int64_t ld, int64_t rows, int64_t cols) {
+// dst (rows x cols, packed) = src (rows x cols, ld), as fp32; value(x): what a stored element is.
+template <class T, class Value>
+void widen(float* dst, const T* src, int64_t ld, int64_t rows, int64_t cols, Value&& value) {
 #pragma omp parallel for schedule(static) if (rows * cols > kParallelElements)
     for (int64_t j = 0; j < cols; j++) {
-        const bf16* from = src + j * ld;
+        const T* from = src + j * ld;
         float* to = dst + j * rows;
 #pragma omp simd
-        for (int64_t i = 0; i < rows; i++) to[i] = to_float(from[i]);
+        for (int64_t i = 0; i < rows; i++) to[i] = value(from[i]);
     }
 }
 
@@ -80,7 +81,13 @@ struct Widened {
         at_row = row, at_col = col;
         if (operand.transposed) std::swap(row, col), std::swap(rows, cols);
         float* buffer = scratch.get(rows * cols);
-        widen(buffer, static_cast<const bf16*>(operand.data) + col * operand.ld + row, operand.ld, rows, cols);
+        const int64_t first = col * operand.ld + row;
+        if (const float* values = operand.values)
+            widen(buffer, static_cast<const uint8_t*>(operand.data) + first, operand.ld, rows, cols,
+                  [values](uint8_t code) { return values[code]; });
+        else
+            widen(buffer, static_cast<const bf16*>(operand.data) + first, operand.ld, rows, cols,
+                  [](bf16 x) { return to_float(x); });
         data = buffer;
         ld = rows;
     }
@@ -111,7 +118,7 @@ void run_fp32(const Problem& p, const float* bias, double* row_sums) {
     }
 }
 
-void run_bf16(const Problem& p, const float* bias, double* row_sums) {
+void run_widened(const Problem& p, const float* bias, double* row_sums) {
     thread_local Widened a, b;
     thread_local Scratch accumulator;
     a.forget();
@@ -141,7 +148,7 @@ void run_split(const Problem& p, const float* bias, double* row_sums) {
     auto part_of = [&](const Operand& operand, int64_t k, bool k_is_row) {
         Operand part = operand;
         const int64_t at = k_is_row ? k : k * operand.ld;
-        part.data = static_cast<const char*>(operand.data) + at * (operand.half ? 2 : 4);
+        part.data = static_cast<const char*>(operand.data) + at * (operand.values ? 1 : operand.half ? 2 : 4);
         return part;
     };
     for (int64_t s = 0; s < p.splits; s++) {
@@ -151,7 +158,7 @@ void run_split(const Problem& p, const float* bias, double* row_sums) {
         part.b = part_of(p.b, s * depth, !p.b.transposed);
         part.d = p.partial + s * area, part.ldd = p.m;
         part.alpha = p.alpha;
-        p.a.half ? run_bf16(part, nullptr, nullptr) : run_fp32(part, nullptr, nullptr);
+        p.a.half || p.a.values ? run_widened(part, nullptr, nullptr) : run_fp32(part, nullptr, nullptr);
     }
     float* sum = p.partial;
     const int64_t ld = p.half_out ? p.m : p.ldd;
@@ -184,8 +191,8 @@ void run(const Problem& p) {
     std::vector<double> row_sums(p.row_grad ? static_cast<size_t>(p.m) : 0);
     if (p.splits > 1)
         run_split(p, bias.data(), row_sums.data());
-    else if (p.a.half)
-        run_bf16(p, bias.data(), row_sums.data());
+    else if (p.a.half || p.a.values)
+        run_widened(p, bias.data(), row_sums.data());
     else
         run_fp32(p, bias.data(), row_sums.data());
     if (p.row_grad) store_sums(row_sums.data(), p.m, p.row_grad, p.half_out);

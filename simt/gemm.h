@@ -34,6 +34,7 @@ struct Operand {
     bool half;  // bf16, otherwise fp32
     bool transposed;
     int64_t ld;
+    const float* values = nullptr;  // fp8: a byte each, and what it stands for
 };
 
 enum class Pointwise { none, gelu, dgelu };

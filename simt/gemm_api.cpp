@@ -22,7 +22,7 @@ bool is_half(uint32_t type) {
     return type == CUDA_R_16BF;
 }
 int64_t size_of(uint32_t type) {
-    return is_half(type) ? 2 : 4;
+    return is_fp8(type) ? 1 : is_half(type) ? 2 : 4;
 }
 
 bool has_bias(uint32_t e) {
@@ -68,9 +68,11 @@ cublasStatus_t check(const Desc& desc, const Layout& a, const Layout& b, const L
     REFUSE_IF((desc.op_a != CUBLAS_OP_N && desc.op_a != CUBLAS_OP_T) ||
                   (desc.op_b != CUBLAS_OP_N && desc.op_b != CUBLAS_OP_T),
               NOT_SUPPORTED, "only operations N and T");
-    const bool types = a.type == b.type && c.type == d.type && (a.type == CUDA_R_32F || a.type == CUDA_R_16BF) &&
-                       (d.type == CUDA_R_32F || d.type == a.type);
-    REFUSE_IF(!types, NOT_SUPPORTED, "types other than fp32 -> fp32, bf16 -> bf16, bf16 -> fp32");
+    if (cublasStatus_t status = check_fp8(desc, a, b, c, d); status != CUBLAS_STATUS_SUCCESS) return status;
+    const bool types = c.type == d.type && (is_fp8(a.type) || (a.type == b.type &&
+                                                               (a.type == CUDA_R_32F || a.type == CUDA_R_16BF) &&
+                                                               (d.type == CUDA_R_32F || d.type == a.type)));
+    REFUSE_IF(!types, NOT_SUPPORTED, "types other than fp32 -> fp32, bf16 -> bf16, bf16 -> fp32, fp8 -> bf16, fp32");
 
     const bool trans_a = desc.op_a == CUBLAS_OP_T, trans_b = desc.op_b == CUBLAS_OP_T;
     const uint64_t m = trans_a ? a.cols : a.rows, k = trans_a ? a.rows : a.cols;
@@ -106,7 +108,7 @@ uint64_t hash(uint64_t seed, uint64_t value) {
 uint64_t signature(const Desc& desc, const Layout& a, const Layout& b, const Layout& c, const Layout& d) {
     uint64_t h = hash(hash(hash(desc.epilogue, static_cast<uint64_t>(desc.op_a)), static_cast<uint64_t>(desc.op_b)),
                       static_cast<uint64_t>(desc.aux_ld));
-    h = hash(h, static_cast<uint64_t>(desc.pointer_mode));
+    h = hash(hash(h, static_cast<uint64_t>(desc.pointer_mode)), static_cast<uint64_t>(desc.fast_accum));
     for (const Layout* l : {&a, &b, &c, &d}) {
         h = hash(hash(hash(h, l->rows), l->cols), static_cast<uint64_t>(l->ld));
         h = hash(hash(h, l->type), static_cast<uint64_t>(l->batch));
@@ -178,13 +180,15 @@ void note_operand(Note&& note, const void* p, const Layout& l) {
 
 // alpha or beta lie where the pointer mode says. The library would read host memory from the device, or the other way
 // round, and crash.
-cublasStatus_t check_scalar(const Desc& desc, const void* scalar) {
+// So too the scales of fp8 operands, which are always on the device.
+cublasStatus_t check_scalar(const void* scalar, bool device) {
     cudaPointerAttributes attributes = {};
     cudaPointerGetAttributes(&attributes, scalar);
     const bool on_device = attributes.type == cudaMemoryTypeDevice;
-    REFUSE_IF(on_device != (desc.pointer_mode == CUBLASLT_POINTER_MODE_DEVICE), INVALID_VALUE,
-              "alpha or beta is not in the memory that the pointer mode names");
-    REFUSE_IF(reinterpret_cast<uintptr_t>(scalar) % sizeof(float) != 0, INVALID_VALUE, "alpha or beta not aligned");
+    REFUSE_IF(on_device != device, INVALID_VALUE,
+              "alpha, beta or a scale is not in the memory that it must be in (alpha, beta: see the pointer mode)");
+    REFUSE_IF(reinterpret_cast<uintptr_t>(scalar) % sizeof(float) != 0, INVALID_VALUE,
+              "alpha, beta or a scale not aligned");
     if (on_device) {
         check_memory(scalar, sizeof(float));
         note_columns(simt::note_read, scalar, sizeof(float), 0, 1);
@@ -279,7 +283,14 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     if (status != CUBLAS_STATUS_SUCCESS) return status;
 
     for (const void* scalar : {alpha, beta}) {
-        if (status = check_scalar(desc, scalar); status != CUBLAS_STATUS_SUCCESS) return status;
+        status = check_scalar(scalar, desc.pointer_mode == CUBLASLT_POINTER_MODE_DEVICE);
+        if (status != CUBLAS_STATUS_SUCCESS) return status;
+    }
+    float scales = 1.0f;
+    for (const void* scale : {desc.a_scale, desc.b_scale}) {
+        if (!scale) continue;
+        if (status = check_scalar(scale, true); status != CUBLAS_STATUS_SUCCESS) return status;
+        scales *= *static_cast<const float*>(scale);
     }
     const float beta_value = *static_cast<const float*>(beta);
     const bool reads_c = beta_value != 0;
@@ -321,7 +332,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     p.splits = promised.splits;
     p.partial = static_cast<float*>(workspace);
     p.half_out = is_half(ld.type);
-    p.alpha = *static_cast<const float*>(alpha);
+    p.alpha = *static_cast<const float*>(alpha) * scales;
     p.beta = beta_value;
     p.pointwise = has_gelu(e) ? Pointwise::gelu : is_dgelu(e) ? Pointwise::dgelu : Pointwise::none;
     p.ldc = lc.ld;
@@ -331,8 +342,10 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     const int64_t out_size = size_of(ld.type);
     auto run_one = [&](int64_t batch) {
         Problem q = p;
-        q.a = {advance(a, batch * la.stride * size_of(la.type)), is_half(la.type), trans_a, la.ld};
-        q.b = {advance(b, batch * lb.stride * size_of(lb.type)), is_half(lb.type), trans_b, lb.ld};
+        q.a = {advance(a, batch * la.stride * size_of(la.type)), is_half(la.type), trans_a, la.ld,
+               fp8_values(la.type)};
+        q.b = {advance(b, batch * lb.stride * size_of(lb.type)), is_half(lb.type), trans_b, lb.ld,
+               fp8_values(lb.type)};
         q.c = advance(c, batch * lc.stride * out_size);
         q.d = advance(d, batch * ld.stride * out_size);
         void* bias = advance(desc.bias, batch * desc.bias_stride * out_size);

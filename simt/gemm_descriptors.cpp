@@ -73,8 +73,20 @@ Field field(Desc& d, cublasLtMatmulDescAttributes_t attribute) {
             return field(d.aux_ld);
         case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_BATCH_STRIDE:
             return field(d.aux_stride);
+        case CUBLASLT_MATMUL_DESC_A_SCALE_POINTER:
+            return field(d.a_scale);
+        case CUBLASLT_MATMUL_DESC_B_SCALE_POINTER:
+            return field(d.b_scale);
+        case CUBLASLT_MATMUL_DESC_C_SCALE_POINTER:
+            return field(d.c_scale);
+        case CUBLASLT_MATMUL_DESC_D_SCALE_POINTER:
+            return field(d.d_scale);
+        case CUBLASLT_MATMUL_DESC_AMAX_D_POINTER:
+            return field(d.amax_d);
         case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE:
             return field(d.aux_type);
+        case CUBLASLT_MATMUL_DESC_FAST_ACCUM:
+            return field(d.fast_accum);
         case CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE:
             return field(d.bias_type);
     }

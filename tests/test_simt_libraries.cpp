@@ -25,6 +25,9 @@ struct Good {
     bool null_bias = false, null_aux = false, d_is_b = false, null_c = false;
     bool alpha_on_device = false, beta_on_device = false;
     float beta = 0;
+    cublasOperation_t op_a = CUBLAS_OP_N, op_b = CUBLAS_OP_N;
+    bool a_scale = false, b_scale = false, c_scale = false, d_scale = false, amax_d = false, scale_on_host = false;
+    int8_t fast_accum = 0;
 
     cublasStatus_t heuristic = CUBLAS_STATUS_SUCCESS, matmul = CUBLAS_STATUS_SUCCESS;
     int found = 0;
@@ -38,8 +41,12 @@ struct Good {
         cublasLtMatmulPreference_t preference = nullptr;
         cublasLtCreate(&handle);
         cublasLtMatmulDescCreate(&desc, compute, scale_type);
-        cublasLtMatrixLayoutCreate(&la, a_type, static_cast<uint64_t>(m), static_cast<uint64_t>(k), lda);
-        cublasLtMatrixLayoutCreate(&lb, b_type, 32, static_cast<uint64_t>(n), ldb);
+        uint64_t a_rows = static_cast<uint64_t>(m), a_cols = static_cast<uint64_t>(k), b_rows = 32,
+                 b_cols = static_cast<uint64_t>(n);
+        if (op_a == CUBLAS_OP_T) std::swap(a_rows, a_cols);
+        if (op_b == CUBLAS_OP_T) std::swap(b_rows, b_cols);
+        cublasLtMatrixLayoutCreate(&la, a_type, a_rows, a_cols, lda);
+        cublasLtMatrixLayoutCreate(&lb, b_type, b_rows, b_cols, ldb);
         cublasLtMatrixLayoutCreate(&lc, c_type, 16, static_cast<uint64_t>(n), ldc);
         cublasLtMatrixLayoutCreate(&ld, d_type, 16, static_cast<uint64_t>(n), ldd);
         cublasLtMatrixLayoutSetAttribute(la, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch_a, sizeof batch_a);
@@ -56,6 +63,17 @@ struct Good {
         set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, static_cast<void*>(null_aux ? nullptr : aux.data + aux_bytes));
         set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, aux_ld);
         set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE, aux_type);
+        set(CUBLASLT_MATMUL_DESC_TRANSA, op_a);
+        set(CUBLASLT_MATMUL_DESC_TRANSB, op_b);
+        set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, fast_accum);
+        Device<float> device_scale(std::vector<float>{2.0f});
+        float host_scale = 2.0f;
+        void* scale = scale_on_host ? &host_scale : device_scale.data;
+        if (a_scale) set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, scale);
+        if (b_scale) set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, scale);
+        if (c_scale) set(CUBLASLT_MATMUL_DESC_C_SCALE_POINTER, scale);
+        if (d_scale) set(CUBLASLT_MATMUL_DESC_D_SCALE_POINTER, scale);
+        if (amax_d) set(CUBLASLT_MATMUL_DESC_AMAX_D_POINTER, scale);
         cublasLtMatmulPreferenceCreate(&preference);
         for (auto attribute :
              {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
@@ -155,6 +173,62 @@ TEST_CASE("cublasLt stand-in: what is refused", "[simt][cublaslt]") {
     refused_late(NOT, "D less aligned than promised", [](Good& g) { g.promised = 32, g.d_bytes = 16; });
     refused_late(INVALID, "D on B", [](Good& g) { g.d_is_b = true; });
     refused_late(INVALID, "C in place with another leading dimension", [](Good& g) { g.ldc = 24, g.beta = 1; });
+}
+
+TEST_CASE("cublasLt stand-in: what is refused of fp8", "[simt][cublaslt][fp8]") {
+    const auto NOT = CUBLAS_STATUS_NOT_SUPPORTED, INVALID = CUBLAS_STATUS_INVALID_VALUE;
+    auto fp8 = [](const std::function<void(Good&)>& change) {
+        return [change](Good& g) {
+            g.n = 48;
+            g.a_type = g.b_type = CUDA_R_8F_E4M3;
+            g.op_a = CUBLAS_OP_T;
+            g.lda = 32;
+            g.a_scale = g.b_scale = true;
+            change(g);
+        };
+    };
+    accepted("the case that the others spoil", fp8([](Good&) {}));
+    accepted("e4m3 times e5m2", fp8([](Good& g) { g.b_type = CUDA_R_8F_E5M2; }));
+    accepted("e5m2 times e4m3 into fp32", fp8([](Good& g) {
+                 g.a_type = CUDA_R_8F_E5M2;
+                 g.c_type = g.d_type = CUDA_R_32F;
+             }));
+    accepted("bias, fast accumulation, no scales", fp8([](Good& g) {
+                 g.epilogue = CUBLASLT_EPILOGUE_BIAS;
+                 g.fast_accum = 1;
+                 g.a_scale = g.b_scale = false;
+             }));
+
+    refused(NOT, "e5m2 times e5m2", fp8([](Good& g) { g.a_type = g.b_type = CUDA_R_8F_E5M2; }));
+    refused(NOT, "fp8 times bf16", fp8([](Good& g) {
+                g.b_type = CUDA_R_16BF;
+                g.b_scale = false;
+            }));
+    refused(NOT, "fp8 into fp16", fp8([](Good& g) { g.c_type = g.d_type = CUDA_R_16F; }));
+    refused(NOT, "fp8 into fp8", fp8([](Good& g) { g.d_type = CUDA_R_8F_E4M3; }));
+    refused(NOT, "C of another type than D", fp8([](Good& g) { g.c_type = CUDA_R_32F; }));
+    refused(NOT, "A not transposed", fp8([](Good& g) {
+                g.op_a = CUBLAS_OP_N;
+                g.lda = 16;
+            }));
+    refused(NOT, "B transposed", fp8([](Good& g) {
+                g.op_b = CUBLAS_OP_T;
+                g.ldb = 48;
+            }));
+    refused(NOT, "a dimension of 24", fp8([](Good& g) { g.n = 24; }));
+    refused(NOT, "a leading dimension of 40", fp8([](Good& g) { g.lda = 40; }));
+    refused(NOT, "GELU", fp8([](Good& g) { g.epilogue = CUBLASLT_EPILOGUE_GELU; }));
+    refused(NOT, "bias into fp32", fp8([](Good& g) {
+                g.epilogue = CUBLASLT_EPILOGUE_BIAS;
+                g.c_type = g.d_type = CUDA_R_32F;
+            }));
+    refused(INVALID, "fast accumulation of 2", fp8([](Good& g) { g.fast_accum = 2; }));
+    refused(INVALID, "a scale of a bf16 C", fp8([](Good& g) { g.c_scale = true; }));
+    refused(INVALID, "a scale of a bf16 D", fp8([](Good& g) { g.d_scale = true; }));
+    refused(INVALID, "the abs-max of a bf16 D", fp8([](Good& g) { g.amax_d = true; }));
+    refused(INVALID, "a scale of a bf16 A", [](Good& g) { g.a_scale = true; });
+    refused(INVALID, "a scale of a bf16 B", [](Good& g) { g.b_scale = true; });
+    refused_late(INVALID, "a scale in host memory", fp8([](Good& g) { g.scale_on_host = true; }));
 }
 
 TEST_CASE("cublasLt stand-in: alpha and beta lie where the pointer mode says", "[simt][cublaslt]") {
