@@ -96,10 +96,10 @@ __global__ void __launch_bounds__(THREADS) amax_kernel(unsigned* amax, const flo
 }
 
 // The largest power of two with amax times it at most `largest`, within 2^+-126 so that its inverse is a normal number.
+// Largest is 1.75 times a power of two: its quotient by the next number above is not rounded up to 1.
 __device__ __forceinline__ float power_of_two_scale(float amax, float largest) {
     const unsigned exponent = __float_as_uint(largest / amax) & 0x7f800000u;
-    const float scale = __uint_as_float(min(exponent, (126u + 127u) << 23));
-    return amax * scale > largest ? 0.5f * scale : scale;  // where the quotient was rounded up
+    return __uint_as_float(min(exponent, (126u + 127u) << 23));
 }
 
 __global__ void __launch_bounds__(THREADS) update_scales_kernel(Fp8Scales scales, int first, int count, float largest) {

@@ -253,7 +253,7 @@ TEST_CASE("fp8 scales follow the largest abs-max of the history", "[fp8]") {
                                                        : static_cast<float>(std::exp(6 * random.normal()));
             if (i == first) amax[static_cast<size_t>(i)] = update == 20 ? 3.4e38f : 2e-38f;  // the ends of the range
             if (i == first + 1) amax[static_cast<size_t>(i)] = 0.0f;                         // nothing ever
-            if (i == first + 2) amax[static_cast<size_t>(i)] = 448.00003f;                   // a quotient rounded to 1
+            if (i == first + 2) amax[static_cast<size_t>(i)] = 448.00003f;                   // a quotient just below 1
             const double finite = std::isinf(amax[static_cast<size_t>(i)]) ? 0.0 : amax[static_cast<size_t>(i)];
             seen[static_cast<size_t>(i)].push_back(finite);
             host[static_cast<size_t>(2 * n + i)] = amax[static_cast<size_t>(i)];
