@@ -4,10 +4,10 @@
     python3 dev/bench/fp8_curve.py --text input.txt [--steps 300] [--seeds 3] [--json FILE]
 
 The model of torch_gpt2.py at gpt2-nano's size on the bytes of a text, one tenth kept for validation. What the layers'
-linear maps read is rounded, forward (input, weight) and backward (gradient of the output), and what they give is rounded
-to bf16; the head and everything else stay in fp32. fp8 is e4m3 forward, e5m2 backward, with a power-of-two scale per
-tensor from the largest number of the last 16 updates, and current scaling in the first. A seed draws the same weights and
-batches for every kind of product.
+linear maps read is rounded, forward (input, weight) and backward (gradient of the output), and what they give is
+rounded to bf16; the head and everything else stay in fp32. fp8 is e4m3 forward, e5m2 backward, with a power-of-two
+scale per tensor from the largest number of the last 16 updates, and current scaling in the first. A seed draws the same
+weights and batches for every kind of product.
 """
 
 import argparse
