@@ -62,7 +62,7 @@ void attention_sublayer(Model& m, int l, int b, int t, const KvCache* cache) {
     else
         attention_forward(a.attn, a.lse, a.qkv, b, t, c.heads, c.kv_heads, HS, m.stream);
     matmul_forward(m.mm, rule.output(2 * l + 1), a.attn, m.param(o.attn_proj.weight), m.param(o.attn_proj.bias), N, C,
-                   C, m.stream);
+                   C, m.stream, 0, rule.addend(2 * l + 1));
 }
 
 void mlp_sublayer(Model& m, int l, int N) {
@@ -80,7 +80,7 @@ void mlp_sublayer(Model& m, int l, int N) {
                                   H, m.stream);
     }
     matmul_forward(m.mm, rule.output(2 * l + 2), a.act, m.param(o.mlp_proj.weight), m.param(o.mlp_proj.bias), N, Fp, C,
-                   m.stream);
+                   m.stream, 0, rule.addend(2 * l + 2));
 }
 
 }  // namespace

@@ -11,14 +11,16 @@ void Rule::plan(Planner& planner) {
     want_seams(planner, "sublayer inputs", N * C, z_, training, 1, [&](int s) { return shape_.in(s); });
     // Outputs that no backward pass needs share one buffer.
     want_seams(planner, "sublayer outputs", N * C, u_, training || u_is_state(), 1,
-               [&](int s) { return s > 0 && (!training || keeps_u(s)); });
-    if (training) {
-        planner.request("sublayer outputs", static_cast<size_t>(N * C) * sizeof(floatX), [this](void* p) {
+               [&](int s) { return s > 0 && has_u(s) && (!training || keeps_u(s)); });
+    auto shares_u = [this](int s) { return has_u(s) && !keeps_u(s); };
+    bool any_shares = false;
+    for (int s = 1; s <= shape_.last(); s++) any_shares |= shares_u(s);
+    if (training && any_shares)
+        planner.request("sublayer outputs", static_cast<size_t>(N * C) * sizeof(floatX), [this, shares_u](void* p) {
             for (int s = 1; s <= shape_.last(); s++)
-                if (!keeps_u(s)) u_[static_cast<size_t>(s)] = static_cast<floatX*>(p);
+                if (shares_u(s)) u_[static_cast<size_t>(s)] = static_cast<floatX*>(p);
         });
-        planner.want("backward", N * C, dz_);
-    }
+    if (training) planner.want("backward", N * C, dz_);
     auto statistics = [&](std::vector<SeamNorm>& norms, auto present) {
         for (int s = 0; s <= shape_.last(); s++) {
             if (!present(s)) continue;

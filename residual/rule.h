@@ -159,6 +159,9 @@ class Rule {
     virtual int stream_channels() const { return shape_.C; }
     virtual floatX* input(int s) { return z_[static_cast<size_t>(s)]; }   // (N,C) of sublayer s+1, or the head
     virtual floatX* output(int s) { return u_[static_cast<size_t>(s)]; }  // (N,C) of sublayer s
+    // (N,C) what the product that makes output(s) adds to it, where a rule is a plain sum: the product reads the stream
+    // at its end, and the seam behind it has nothing left to do but its norms. null: nothing.
+    virtual const floatX* addend(int) { return nullptr; }
     virtual const floatX* d_output(int s) = 0;  // (N,C) gradient of output(s) without branch_scale(s)
     floatX* d_input() { return dz_; }           // (N,C)
     virtual const floatX* d_embedding() = 0;    // (N,C)
@@ -175,6 +178,7 @@ class Rule {
     const float* seam_out_scale(int s) const { return shape_.out(s) && !branch_scale(s) ? seam_scale(s) : nullptr; }
     virtual bool keeps_u(int s) const { return shape_.out(s) || u_is_state(); }  // for the backward pass
     virtual bool u_is_state() const { return false; }                            // outputs are kept in inference too
+    virtual bool has_u(int) const { return true; }                               // output(s) is a buffer of its own
     SeamShape seam_shape(const Pass& pass, int s) const {
         return {pass.N, shape_.C, shape_.kind, shape_.eps, s > 0 ? shape_.norms(s).skip : 1.0f};
     }

@@ -18,6 +18,11 @@ void StreamRule::plan(Planner& planner) {
     if (separate) planner.want("backward", N * C, du_);
 }
 
+floatX* StreamRule::output(int s) {
+    if (!adds_in_product(s)) return Rule::output(s);
+    return (shape_.post(s) ? p_ : x_)[static_cast<size_t>(s)];
+}
+
 SeamForward StreamRule::forward_seam(int s) {
     const size_t i = static_cast<size_t>(s);
     SeamForward seam = {};
@@ -30,6 +35,11 @@ SeamForward StreamRule::forward_seam(int s) {
     seam.post = post_norms[i];
     seam.in = in_norms[i];
     seam.scale = s > 0 ? seam_scale(s) : nullptr;
+    if (s > 0 && adds_in_product(s)) {
+        seam.x = output(s);
+        seam.u = nullptr;
+        seam.p = nullptr;
+    }
     return seam;
 }
 

@@ -10,6 +10,8 @@ class StreamRule : public Rule {
     void backward(const Pass& pass, int s) override;
     floatX* embedding() override { return has_entry() ? entry_ : x_[0]; }
     floatX* input(int s) override { return shape_.in(s) ? z_[static_cast<size_t>(s)] : x_[static_cast<size_t>(s)]; }
+    floatX* output(int s) override;
+    const floatX* addend(int s) override { return adds_in_product(s) ? x_[static_cast<size_t>(s) - 1] : nullptr; }
     const floatX* d_output(int s) override { return separate_du(s) ? du_ : dx_; }
     const floatX* d_embedding() override { return dx_; }
     const floatX* stream(int s) override { return x_[static_cast<size_t>(s)]; }
@@ -18,6 +20,9 @@ class StreamRule : public Rule {
     // The functor of seam s >= 1; the default is vanilla.
     virtual void seam_forward(const SeamForward& seam, const SeamShape& shape, const Pass& pass, int s);
     virtual void seam_backward(SeamBackward& seam, const SeamShape& shape, const Pass& pass, int s);
+    // p_s = x_{s-1} + u_s and nothing more: the sublayer's last product makes the sum, and the seam is norms alone.
+    virtual bool adds_in_product(int) const { return false; }
+    bool has_u(int s) const override { return !adds_in_product(s); }
     // Whether du is not dx's memory.
     virtual bool separate_du(int s) const { return shape_.out(s) || shape_.norms(s).skip != 1.0f; }
     // The embedding is normed (N_emb) before it is x_0, and needed again in the backward pass.

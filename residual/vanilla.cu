@@ -38,6 +38,11 @@ struct Vanilla : RowFunction {
 class VanillaRule : public StreamRule {
 public:
     VanillaRule(const RuleShape& shape, RuleOptions&) : StreamRule(shape) {}
+
+protected:
+    bool adds_in_product(int s) const override {
+        return !shape_.out(s) && !has_beta() && shape_.norms(s).skip == 1.0f;
+    }
 };
 
 }  // namespace
