@@ -9,5 +9,14 @@
 void classifier(floatX* logits, float* losses, const int* targets, float dloss, int64_t N, int V, int Vp,
                 bool write_dlogits, cudaStream_t stream);
 
+// The kernels behind it; classifier() takes classifier_choice()'s. Both read a row once from memory and write it once,
+// `cached` as long as the cache holds all rows that are being worked on. `resident` writes gradients always, and needs a
+// row that fits in shared memory.
+enum class ClassifierKernel { cached, resident };
+bool classifier_row_fits(int Vp);
+ClassifierKernel classifier_choice(int Vp, bool write_dlogits);
+void classifier_with(ClassifierKernel kernel, floatX* logits, float* losses, const int* targets, float dloss, int64_t N,
+                     int V, int Vp, bool write_dlogits, cudaStream_t stream);
+
 // total (1) fp64 += SUM losses (N), in a fixed order. For the mean loss of an update over all its micro-batches.
 void sum_losses(double* total, const float* losses, int64_t N, cudaStream_t stream);

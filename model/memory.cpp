@@ -30,13 +30,19 @@ struct Segment {
 constexpr size_t matmul_workspace = size_t{32} << 20;
 constexpr size_t logits_limit = size_t{512} << 20;  // bytes of logits alive at a time
 
+int64_t optimizer_chunks(const Model& model) {
+    int64_t count = 0;
+    for (const Tensor& t : model.registry.tensors) count += ceil_div(t.count, static_cast<int64_t>(ADAMW_CHUNK));
+    return count;
+}
+
 size_t scratch_bytes(const Model& model) {
     const ModelConfig& c = model.config;
     size_t bytes = attention_scratch_bytes(model.B, model.T, c.heads, c.kv_heads, c.head_size());
     bytes = std::max(bytes, bias_scratch_bytes(std::max(model.qkv_width(), model.hidden_width())));
     bytes = std::max(bytes, model.rule().scratch_bytes());
     bytes = std::max(bytes, std::max(value_scratch_bytes(), moments_scratch_bytes()));
-    return std::max(bytes, gradient_norm_scratch_bytes(model.registry.arena));
+    return std::max(bytes, gradient_norm_scratch_bytes(optimizer_chunks(model)));
 }
 
 // The rule's requests join the list by the names of their segments.
@@ -98,14 +104,11 @@ std::vector<Segment> plan(Model& model) {
     if (training) {
         plan.want("backward", N * std::max(W, H), model.dwide);
         if (swiglu) plan.want("backward", N * Fp, model.dact);
-        int64_t num_chunks = 0;
-        for (const Tensor& t : model.registry.tensors)
-            num_chunks += ceil_div(t.count, static_cast<int64_t>(ADAMW_CHUNK));
         plan.request("scratch", scratch_bytes(model), [&model](void* p) { model.scratch = p; });
         plan.want("scratch", 2, model.clip);
         plan.want("scratch", 2 * c.layers, model.layer_moments);
         plan.want("scratch", static_cast<int64_t>(model.registry.tensors.size()), model.adamw_tensors);
-        plan.want("scratch", num_chunks, model.adamw_chunk_list);
+        plan.want("scratch", optimizer_chunks(model), model.adamw_chunk_list);
     }
     plan.want("tokens", N, model.tokens);
     plan.want("tokens", N, model.targets);

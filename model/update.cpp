@@ -178,9 +178,6 @@ double model_update(Model& model, const UpdateSettings& settings, int64_t step) 
         a.correction1 = static_cast<float>(adamw_correction(a.beta1, step));
         a.correction2 = static_cast<float>(adamw_correction(a.beta2, step));
         a.frozen = t.frozen || frozen(t, settings.freeze);
-        if (a.frozen)  // what does not move does not count in the norm
-            CUDA_CHECK(
-                cudaMemsetAsync(model.grads + t.offset, 0, static_cast<size_t>(t.count) * sizeof(float), model.stream));
         model.adamw_host.push_back(a);
     }
     CUDA_CHECK(cudaMemcpyAsync(model.adamw_tensors, model.adamw_host.data(),
@@ -191,8 +188,9 @@ double model_update(Model& model, const UpdateSettings& settings, int64_t step) 
                                    model.chunks_host.size() * sizeof(AdamWChunk), cudaMemcpyHostToDevice,
                                    model.stream));
     }
-    gradient_norm(model.clip, model.grads, model.registry.arena, static_cast<float>(settings.grad_clip), model.scratch,
-                  model.stream);
+    const int num_chunks = static_cast<int>(model.chunks_host.size());
+    gradient_norm(model.clip, model.grads, model.adamw_tensors, model.adamw_chunk_list, num_chunks,
+                  static_cast<float>(settings.grad_clip), model.scratch, model.stream);
     if (model.rule().gate_clip > 0) {
         std::vector<int64_t> gates;
         for (size_t i = 0; i < model.registry.tensors.size(); i++) {
@@ -202,18 +200,11 @@ double model_update(Model& model, const UpdateSettings& settings, int64_t step) 
         clip_gates(model.grads, gates, model.clip, static_cast<float>(model.rule().gate_clip), model.stream);
     }
     adamw_update(model.params, model.master, model.grads, model.m, model.v, model.adamw_tensors, model.adamw_chunk_list,
-                 static_cast<int>(model.chunks_host.size()), model.clip, true, settings.seed,
-                 static_cast<uint64_t>(step), model.stream);
+                 num_chunks, model.clip, true, settings.seed, static_cast<uint64_t>(step), model.stream);
     model.accumulated = 0;
     float norm = 0;
     CUDA_CHECK(cudaMemcpyAsync(&norm, model.clip, sizeof norm, cudaMemcpyDeviceToHost, model.stream));
     CUDA_CHECK(cudaStreamSynchronize(model.stream));
-    // Frozen tensors follow the others' rounding, so that a resumed run starts from the same working copy.
-    if constexpr (sizeof(floatX) == 2)
-        for (const AdamWTensor& a : model.adamw_host)
-            if (a.frozen && std::isfinite(norm))
-                round_params(model.params + a.offset, model.master + a.offset, a.offset, a.count, settings.seed,
-                             static_cast<uint64_t>(step), model.stream);
     model.time = model.config.residual_step + step;
     return norm;
 }

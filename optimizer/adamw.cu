@@ -4,18 +4,17 @@
 //     p = p - lr*( (m/c1) / (sqrt(v/c2) + eps) + wd*p ),        c1 = 1 - b1^n, c2 = 1 - b2^n
 //
 // eps stands outside the root, after the correction of v; the decay uses p before the step and the current lr.
-// Each block updates one chunk of one tensor; each warp a contiguous window of it, so that all five arrays stream.
+// Each block updates one chunk of one tensor, every array of it read once and written once.
 #include "optimizer/adamw.cuh"
 
 #include <cmath>
 
+#include "optimizer/chunk.cuh"
+
 namespace {
 
-constexpr int THREADS = 512;
-constexpr int UNIT = 8;  // elements a thread updates at a time: 16 bytes of bf16, or two packs of fp32
-constexpr int WINDOW = ADAMW_CHUNK / (THREADS / WARP);  // of a warp
 constexpr uint32_t EXPONENT = 0x7f800000u;
-static_assert(ADAMW_CHUNK % (THREADS * UNIT) == 0, "a chunk is a whole number of steps");
+using Part = ChunkPart<ADAMW_CHUNK>;
 
 // Counter-based random bits: the finaliser of MurmurHash3 over (key, element). The key mixes seed and step.
 uint64_t random_key(uint64_t seed, uint64_t step) {
@@ -46,84 +45,74 @@ __device__ __forceinline__ uint32_t round_stochastic(float x, uint32_t random) {
     return ((sum & EXPONENT) == EXPONENT || x != x ? bits : sum) >> 16;
 }
 
-// UNIT fp32 values.
-struct Values {
-    float v[UNIT];
-    __device__ __forceinline__ explicit Values(const float* from) {
-#pragma unroll
-        for (int q = 0; q < UNIT; q += 4) {
-            Pack<float> pack = load_pack(from + q);
-#pragma unroll
-            for (int j = 0; j < 4; j++) v[q + j] = pack[j];
-        }
-    }
-    __device__ __forceinline__ void store(float* to) const {
-#pragma unroll
-        for (int q = 0; q < UNIT; q += 4) store_pack(to + q, Pack<float>{v[q], v[q + 1], v[q + 2], v[q + 3]});
-    }
-    // The working copy: the same in fp32, rounded at random to bf16. `element` is the index in the arena.
-    __device__ __forceinline__ void store_rounded(floatX* to, uint64_t key, int64_t element) const {
-        if constexpr (sizeof(floatX) == sizeof(float)) {
-            store(reinterpret_cast<float*>(to));
-        } else {
-            uint32_t upper = key_of(key, element);
-            Pack<uint16_t> out;
-#pragma unroll
-            for (int i = 0; i < UNIT; i++) {
-                uint32_t random = random_bits(upper, static_cast<uint32_t>(element) + i);
-                out[i] = static_cast<uint16_t>(round_stochastic(v[i], random));
-            }
-            store_pack(reinterpret_cast<uint16_t*>(to), out);
-        }
-    }
-};
+// The working copy in bf16, rounded at random. `element` is the index in the arena.
+__device__ __forceinline__ void store_rounded(floatX* to, const float (&v)[PIECE], uint64_t key, int64_t element) {
+    const uint32_t upper = key_of(key, element), first = static_cast<uint32_t>(element);
+    struct alignas(PIECE == 4 ? 8 : 16) Bits {
+        uint16_t v[PIECE];
+    } bits;
+    for (int i = 0; i < PIECE; i++)
+        bits.v[i] = static_cast<uint16_t>(round_stochastic(v[i], random_bits(upper, first + static_cast<uint32_t>(i))));
+    *reinterpret_cast<Bits*>(to) = bits;
+}
 
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(CHUNK_THREADS)
     adamw_kernel(floatX* params, float* master, float* grads, float* m, float* v, const AdamWTensor* tensors,
                  const AdamWChunk* chunks, const float* clip, bool zero_grads, uint64_t key) {
+    constexpr bool rounds = sizeof(floatX) < sizeof(float);
     const AdamWChunk chunk = chunks[blockIdx.x];
     const AdamWTensor t = tensors[chunk.tensor];
-    int64_t first = static_cast<int64_t>(chunk.first) * ADAMW_CHUNK + threadIdx.x / WARP * WINDOW;
-    int64_t last = first + WINDOW < t.count ? first + WINDOW : t.count;
-    int64_t begin = t.offset + first + threadIdx.x % WARP * UNIT, end = t.offset + last;
+    const Part part(t.offset + static_cast<int64_t>(chunk.first) * ADAMW_CHUNK, t.offset + t.count);
 
-    bool finite = (__float_as_uint(clip[0]) & EXPONENT) != EXPONENT;
-    float kappa = clip[1], rest1 = 1.0f - t.beta1, rest2 = 1.0f - t.beta2;
-    float inv_c1 = 1.0f / t.correction1, inv_c2 = 1.0f / t.correction2;
+    const bool finite = (__float_as_uint(clip[0]) & EXPONENT) != EXPONENT, zeroes = zero_grads && !t.stored;
+    const float zero[PIECE] = {};
     if (t.frozen || !finite) {
-        if (zero_grads) {
-            const Pack<float> zero = {};
-            for (int64_t i = begin; i < end; i += WARP * UNIT)
-                for (int q = 0; q < UNIT; q += 4) store_pack(grads + i + q, zero);
+        for (int64_t i = part.begin; i < part.end; i += Part::STEP) {
+            if (zeroes) store_streamed(grads + i, zero);
+            if constexpr (rounds) {
+                if (!finite) continue;
+                float p[PIECE];
+                load_streamed(p, master + i);
+                store_rounded(params + i, p, key, i);
+            }
         }
         return;
     }
-    for (int64_t i = begin; i < end; i += WARP * UNIT) {
-        Values g(grads + i), mi(m + i), vi(v + i), p(master + i);
+    const float kappa = clip[1], rest1 = 1.0f - t.beta1, rest2 = 1.0f - t.beta2;
+    const float inv_c1 = 1.0f / t.correction1, inv_c2 = 1.0f / t.correction2;
+    for (int64_t i = part.begin; i < part.end; i += Part::STEP) {
+        float g[PIECE], mi[PIECE], vi[PIECE], p[PIECE];
+        load_streamed(g, grads + i);
+        load_streamed(mi, m + i);
+        load_streamed(vi, v + i);
+        load_streamed(p, master + i);
 #pragma unroll
-        for (int j = 0; j < UNIT; j++) {
-            float gj = kappa * g.v[j];
-            mi.v[j] = t.beta1 * mi.v[j] + rest1 * gj;
-            vi.v[j] = t.beta2 * vi.v[j] + rest2 * (gj * gj);
-            float update = mi.v[j] * inv_c1 / (sqrtf(vi.v[j] * inv_c2) + t.eps);
-            p.v[j] -= t.lr * (update + t.weight_decay * p.v[j]);
-            g.v[j] = 0.0f;
+        for (int j = 0; j < PIECE; j++) {
+            float gj = kappa * g[j];
+            mi[j] = t.beta1 * mi[j] + rest1 * gj;
+            vi[j] = t.beta2 * vi[j] + rest2 * (gj * gj);
+            float update = mi[j] * inv_c1 / (sqrtf(vi[j] * inv_c2) + t.eps);
+            p[j] -= t.lr * (update + t.weight_decay * p[j]);
         }
-        mi.store(m + i);
-        vi.store(v + i);
-        p.store(master + i);
-        if (zero_grads) g.store(grads + i);
-        if constexpr (sizeof(floatX) < sizeof(float)) p.store_rounded(params + i, key, i);
+        store_streamed(m + i, mi);
+        store_streamed(v + i, vi);
+        store_streamed(master + i, p);
+        if (zeroes) store_streamed(grads + i, zero);
+        if constexpr (rounds) store_rounded(params + i, p, key, i);
     }
 }
 
 // first: the arena index of params[0].
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(CHUNK_THREADS)
     round_kernel(floatX* params, const float* master, int64_t first, int64_t count, uint64_t key) {
-    int64_t begin = static_cast<int64_t>(blockIdx.x) * ADAMW_CHUNK + threadIdx.x / WARP * WINDOW;
-    int64_t end = begin + WINDOW < count ? begin + WINDOW : count;
-    for (int64_t i = begin + threadIdx.x % WARP * UNIT; i < end; i += WARP * UNIT) {
-        Values(master + i).store_rounded(params + i, key, first + i);
+    const Part part(static_cast<int64_t>(blockIdx.x) * ADAMW_CHUNK, count);
+    for (int64_t i = part.begin; i < part.end; i += Part::STEP) {
+        float p[PIECE];
+        load_streamed(p, master + i);
+        if constexpr (sizeof(floatX) == sizeof(float))
+            store_streamed(reinterpret_cast<float*>(params) + i, p);
+        else
+            store_rounded(params + i, p, key, first + i);
     }
 }
 
@@ -147,14 +136,14 @@ void adamw_update(floatX* params, float* master, float* grads, float* m, float* 
                   const AdamWChunk* chunks, int num_chunks, const float* clip, bool zero_grads, uint64_t seed,
                   uint64_t step, cudaStream_t stream) {
     if (num_chunks == 0) return;
-    launch(adamw_kernel, num_chunks, THREADS, 0, stream, params, master, grads, m, v, tensors, chunks, clip, zero_grads,
+    launch(adamw_kernel, num_chunks, CHUNK_THREADS, 0, stream, params, master, grads, m, v, tensors, chunks, clip, zero_grads,
            random_key(seed, step));
 }
 
 void round_params(floatX* params, const float* master, int64_t first, int64_t count, uint64_t seed, uint64_t step,
                   cudaStream_t stream) {
-    CHECK(first % UNIT == 0 && count % UNIT == 0);
+    CHECK(first % PIECE == 0 && count % PIECE == 0);
     if (count == 0 || static_cast<const void*>(params) == master) return;
     unsigned blocks = static_cast<unsigned>(ceil_div(count, static_cast<int64_t>(ADAMW_CHUNK)));
-    launch(round_kernel, blocks, THREADS, 0, stream, params, master, first, count, random_key(seed, step));
+    launch(round_kernel, blocks, CHUNK_THREADS, 0, stream, params, master, first, count, random_key(seed, step));
 }

@@ -12,7 +12,8 @@ struct AdamWTensor {
     float lr, weight_decay;
     float beta1, beta2, eps;
     float correction1, correction2;  // 1 - beta^n, from the host in double: adamw_correction()
-    int frozen;                      // 1: left alone, its gradient is only zeroed
+    int frozen;  // 1: left alone and not in the norm; its gradient is zeroed, its working copy rounded anew
+    int stored = 0;  // 1: the next micro-step overwrites its gradient, so that nobody need zero it
 };
 // 1 - beta^n without cancellation. Pass the fp32 beta of the struct: corrections for the double 0.999 would be off by 1e-5
 // from what the kernel accumulates with 0.999f.
@@ -28,7 +29,8 @@ std::vector<AdamWChunk> adamw_chunks(const std::vector<AdamWTensor>& tensors);
 
 // params (floatX, working copy), master (fp32; the same array as params in an fp32 build), grads (fp32), m, v (fp32).
 // clip (2) on the device: [0] gradient norm, [1] factor kappa that gradients are multiplied by; if the norm is not
-// finite nothing is updated (the gradients are still zeroed). grads are zeroed after use when zero_grads.
+// finite nothing is updated (the gradients are still zeroed). grads are zeroed after use when zero_grads, but for `stored`
+// tensors, whose gradients then hold whatever they did.
 // bf16 working copy: stochastic rounding with random bits from (seed, step, element index).
 void adamw_update(floatX* params, float* master, float* grads, float* m, float* v, const AdamWTensor* tensors,
                   const AdamWChunk* chunks, int num_chunks, const float* clip, bool zero_grads, uint64_t seed,

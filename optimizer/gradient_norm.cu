@@ -1,46 +1,48 @@
 //     G = sqrt(SUM g^2);   kappa = min(1, max_norm/(G + 1e-6)),  1 when max_norm is 0
 //
-// Two stages: each block sums one chunk (a few squares at a time in fp32, then fp64), one block adds the chunks. A NaN or
-// infinite gradient makes G so, and the optimizer then skips the update.
+// Two stages: each block sums one chunk (a few squares at a time in fp32, then fp64), one block adds the chunks; so the
+// order of additions is that of the work list, on every card. A NaN or infinite gradient makes G so, and the optimizer then
+// skips the update.
 #include "optimizer/gradient_norm.cuh"
 
 #include <fold.cuh>
-#include <wide.cuh>
+
+#include "optimizer/chunk.cuh"
 
 namespace {
 
-constexpr int THREADS = 128;
-constexpr int CHUNK = 131072;  // elements of a block
-constexpr int WINDOW = CHUNK / (THREADS / WARP);  // of a warp: contiguous, so that it stays in the nearest cache
-constexpr int STEP = WARP * Wide::size;  // elements a warp reads at a time
+constexpr int CLIP_THREADS = WIDE_ROWS ? 128 : 1024;
+using Part = ChunkPart<ADAMW_CHUNK>;
 
 struct Shared {
     double scratch[WARP];
 };
 
-__global__ void __launch_bounds__(THREADS) squares_kernel(double* partial, const float* grads, int64_t count) {
-    int64_t begin = static_cast<int64_t>(blockIdx.x) * CHUNK + threadIdx.x / WARP * WINDOW;
-    int64_t end = begin + WINDOW < count ? begin + WINDOW : count;
-    int lane = threadIdx.x % WARP;
-    double sum = 0.0;
-    for (int64_t i = begin + lane * Wide::size; i < end; i += STEP) {
-        float g[Wide::size];
-        if (i + Wide::size <= end) {
-            wide_to_array(g, wide_load(grads + i));
-        } else {
-            for (int j = 0; j < Wide::size; j++) g[j] = i + j < end ? grads[i + j] : 0.0f;
-        }
+__device__ __forceinline__ double squares(const float* grads) {
+    float g[PIECE];
+    load_streamed(g, grads);
 #pragma unroll
-        for (int j = 0; j < Wide::size; j++) g[j] *= g[j];
-        sum += static_cast<double>(fold_sum(g));
+    for (int j = 0; j < PIECE; j++) g[j] *= g[j];
+    return static_cast<double>(fold_sum(g));
+}
+
+__global__ void __launch_bounds__(CHUNK_THREADS)
+    squares_kernel(double* partial, const float* grads, const AdamWTensor* tensors, const AdamWChunk* chunks) {
+    const AdamWChunk chunk = chunks[blockIdx.x];
+    const AdamWTensor t = tensors[chunk.tensor];
+    const Part part(t.offset + static_cast<int64_t>(chunk.first) * ADAMW_CHUNK, t.offset + t.count);
+    double sum = 0.0;
+    if (!t.frozen) {
+#pragma unroll 8
+        for (int64_t i = part.begin; i < part.end; i += Part::STEP) sum += squares(grads + i);
     }
     sum = block_sum(sum, shared_as<Shared>().scratch);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-__global__ void __launch_bounds__(THREADS) clip_kernel(float* clip, const double* partial, int blocks, float max_norm) {
+__global__ void __launch_bounds__(CLIP_THREADS) clip_kernel(float* clip, const double* partial, int chunks, float max_norm) {
     double sum = 0.0;
-    for (int i = threadIdx.x; i < blocks; i += THREADS) sum += partial[i];
+    for (int i = threadIdx.x; i < chunks; i += CLIP_THREADS) sum += partial[i];
     sum = block_sum(sum, shared_as<Shared>().scratch);
     if (threadIdx.x > 0) return;
     double norm = sqrt(sum);
@@ -49,14 +51,14 @@ __global__ void __launch_bounds__(THREADS) clip_kernel(float* clip, const double
     clip[1] = max_norm == 0.0f || kappa > 1.0 ? 1.0f : static_cast<float>(kappa);
 }
 
-int chunks(int64_t count) { return static_cast<int>(ceil_div(count, static_cast<int64_t>(CHUNK))); }
-
 }  // namespace
 
-size_t gradient_norm_scratch_bytes(int64_t count) { return sizeof(double) * chunks(count); }
+size_t gradient_norm_scratch_bytes(int64_t num_chunks) { return sizeof(double) * static_cast<size_t>(num_chunks); }
 
-void gradient_norm(float* clip, const float* grads, int64_t count, float max_norm, void* scratch, cudaStream_t stream) {
+void gradient_norm(float* clip, const float* grads, const AdamWTensor* tensors, const AdamWChunk* chunks, int num_chunks,
+                   float max_norm, void* scratch, cudaStream_t stream) {
     double* partial = static_cast<double*>(scratch);
-    if (count > 0) launch(squares_kernel, chunks(count), THREADS, sizeof(Shared), stream, partial, grads, count);
-    launch(clip_kernel, 1, THREADS, sizeof(Shared), stream, clip, partial, chunks(count), max_norm);
+    if (num_chunks > 0)
+        launch(squares_kernel, num_chunks, CHUNK_THREADS, sizeof(Shared), stream, partial, grads, tensors, chunks);
+    launch(clip_kernel, 1, CLIP_THREADS, sizeof(Shared), stream, clip, partial, num_chunks, max_norm);
 }

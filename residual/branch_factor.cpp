@@ -3,6 +3,7 @@
 void BranchFactorRule::plan(Planner& planner) {
     StreamRule::plan(planner);
     planner.want("branch factors", shape_.last() + 1, factors_);
+    if (shape_.training) dots_.plan(planner, shape_);
 }
 
 void BranchFactorRule::ready(cudaStream_t stream) {
@@ -12,6 +13,11 @@ void BranchFactorRule::ready(cudaStream_t stream) {
     CUDA_CHECK(
         cudaMemcpyAsync(factors_, table.data(), table.size() * sizeof(table[0]), cudaMemcpyHostToDevice, stream));
     CUDA_CHECK(cudaStreamSynchronize(stream));
+    if (!shape_.training) return;
+    for (int s = 1; s <= shape_.last(); s++)
+        dots_.add(grad(factor(s)), alpha_ + s, beta_ + s, last_maps[static_cast<size_t>(s)],
+                  out_norms[static_cast<size_t>(s)], shape_.C);
+    dots_.ready(stream);
 }
 
 void BranchFactorRule::begin(const Pass& pass) {
@@ -21,18 +27,34 @@ void BranchFactorRule::begin(const Pass& pass) {
 
 void BranchFactorRule::finish_gradients(const Pass& pass) {
     StreamRule::finish_gradients(pass);
-    for (int s = 1; s <= shape_.last(); s++)
-        last_map_dot(grad(factor(s)), alpha_ + s, beta_ + s, last_maps[static_cast<size_t>(s)],
-                     out_norms[static_cast<size_t>(s)], shape_.C, pass);
+    dots_.run(pass);
 }
 
-void last_map_dot(float* total, const float* weight, const float* scale, const LastMap& map, const SeamNorm& out, int C,
-                  const Pass& pass) {
+void LastMapDots::plan(Planner& planner, const RuleShape& shape) {
+    planner.want("branch factors", limit(shape), table_);
+}
+
+void LastMapDots::add(float* total, const float* weight, const float* scale, const LastMap& map, const SeamNorm& out,
+                      int C) {
     if (out.gain) {
-        branch_dot(total, weight, out.gain, out.dgain, scale, C, pass.scratch, pass.stream);
-        if (out.bias) branch_dot(total, weight, out.bias, out.dbias, scale, C, pass.scratch, pass.stream);
+        add({total, weight, scale, nullptr, out.gain, out.dgain, C});
+        if (out.bias) add({total, weight, scale, nullptr, out.bias, out.dbias, C});
         return;
     }
-    branch_dot(total, weight, map.weight, map.dweight, scale, map.weight_count, pass.scratch, pass.stream);
-    if (map.bias) branch_dot(total, weight, map.bias, map.dbias, scale, map.bias_count, pass.scratch, pass.stream);
+    add({total, weight, scale, map.weight, nullptr, map.dweight, map.weight_count});
+    if (map.bias) add({total, weight, scale, map.bias, nullptr, map.dbias, map.bias_count});
+}
+
+void LastMapDots::add(const BranchDot& dot) {
+    dots_.push_back(dot);
+    largest_ = std::max(largest_, dot.count);
+}
+
+void LastMapDots::ready(cudaStream_t stream) {
+    CUDA_CHECK(cudaMemcpyAsync(table_, dots_.data(), dots_.size() * sizeof(BranchDot), cudaMemcpyHostToDevice, stream));
+    CUDA_CHECK(cudaStreamSynchronize(stream));
+}
+
+void LastMapDots::run(const Pass& pass) const {
+    branch_dots(table_, static_cast<int>(dots_.size()), largest_, pass.scratch, pass.stream);
 }

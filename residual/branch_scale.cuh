@@ -12,9 +12,16 @@
 // beta (count) = alpha (count) * *factor[i], a null factor counting as 1.
 void branch_factors(float* beta, const float* alpha, const float* const* factor, int count, cudaStream_t stream);
 
-size_t branch_dot_scratch_bytes();
-// *total += *weight * <grad, value>, weight a device scalar or null (1); then grad *= *scale, if scale is given.
-// Deterministic. value, grad (count).
-template <class T>
-void branch_dot(float* total, const float* weight, const T* value, float* grad, const float* scale, int64_t count,
-                float* scratch, cudaStream_t stream);
+// *total += *weight * <grad, value>, then grad *= *scale.
+struct BranchDot {
+    float* total;
+    const float *weight, *scale;  // device scalars or null: 1
+    const floatX* value;          // (count), or null:
+    const float* exact_value;
+    float* grad;  // (count)
+    int64_t count;
+};
+size_t branch_dots_scratch_bytes(int count);
+// All of a device table in two launches. Dots that share a total stand side by side; they are added in their order.
+// Deterministic. Values and gradients are 16-byte aligned. largest: the largest count among them.
+void branch_dots(const BranchDot* dots, int count, int64_t largest, float* scratch, cudaStream_t stream);

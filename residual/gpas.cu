@@ -96,16 +96,21 @@ struct Gpas : RowFunction {
     }
 };
 
-// keep[i] = alpha[i] * (1 - g(gate i)); dalpha[i] -= slope * dot[i] / (keeps, or 1): for the ablations that use GEMM
-// factors.
+// keep[i] = alpha[i] * (1 - g(gate i)); for the ablations that use GEMM factors.
 __global__ void gate_factors_kernel(float* keep, const float* alpha, const float* const* gates, Act act, int count) {
     int i = threadIdx.x;
     if (i < count)
         keep[i] = (alpha != nullptr ? alpha[i] : 1.0f) * (gates[i] != nullptr ? open_gate(*gates[i], act).keep : 1.0f);
 }
-__global__ void gate_gradient_kernel(float* dgate, const float* dot, const float* gate, Act act, bool dot_is_scaled) {
-    Gate open = open_gate(*gate, act);
-    *dgate -= open.slope * *dot / (dot_is_scaled ? open.keep : 1.0f);
+// A thread per layer, which adds what the dots (2L+1) of its two sublayers give; those of sublayer k are dot[k - before].
+__global__ void gate_gradients_kernel(float* const* dgate, const float* dot, const float* const* gates, Act act, int L,
+                                      int before, bool dot_is_scaled) {
+    const int l = blockIdx.x * blockDim.x + threadIdx.x;
+    if (l >= L) return;
+    for (int k = 2 * l + 1; k <= 2 * l + 2; k++) {
+        Gate open = open_gate(*gates[k - before], act);
+        *dgate[l] -= open.slope * dot[k - before] / (dot_is_scaled ? open.keep : 1.0f);
+    }
 }
 
 class GpasRule : public StreamRule {
@@ -136,7 +141,9 @@ class GpasRule : public StreamRule {
         StreamRule::plan(planner);
         planner.want("branch factors", shape_.last() + 1, gates_);
         planner.want("branch factors", shape_.last() + 1, keep_);
-        planner.want("branch factors", 1, dot_);
+        planner.want("branch factors", shape_.last() + 1, dot_);
+        planner.want("branch factors", shape_.L, dgates_);
+        if (shape_.training) dots_.plan(planner, shape_);
     }
     void ready(cudaStream_t stream) override {
         StreamRule::ready(stream);
@@ -149,6 +156,7 @@ class GpasRule : public StreamRule {
         CUDA_CHECK(
             cudaMemcpyAsync(gates_, table.data(), table.size() * sizeof(table[0]), cudaMemcpyHostToDevice, stream));
         CUDA_CHECK(cudaStreamSynchronize(stream));
+        if (shape_.training && by_dots()) plan_dots(stream);
         if (where_ == Where::after_norm)
             for (int s = 0; s < shape_.last(); s++) {
                 in_norms[static_cast<size_t>(s)].factor = keep_ + s;
@@ -156,7 +164,7 @@ class GpasRule : public StreamRule {
             }
     }
     void begin(const Pass& pass) override {
-        if (where_ != Where::after_norm && where_ != Where::branch_output) return;
+        if (!by_dots()) return;
         const int count = shape_.last() + 1;
         launch(gate_factors_kernel, 1, static_cast<int>(round_up(count, WARP)), 0, pass.stream, keep_,
                where_ == Where::branch_output && prores() ? alpha_ : nullptr, gates_, act_, count);
@@ -177,28 +185,36 @@ class GpasRule : public StreamRule {
             norm_rows_backward(dx_, entry_, post_norms[0], seam_shape(pass, 0), pass.scratch, pass.stream);
     }
     void finish_gradients(const Pass& pass) override {
-        if (where_ != Where::after_norm && where_ != Where::branch_output) return;
-        for (int s = 0; s <= shape_.last(); s++) {
-            const int k = where_ == Where::after_norm ? s + 1 : s;
-            if (k < 1 || k > shape_.last()) continue;
-            const size_t i = static_cast<size_t>(s);
-            CUDA_CHECK(cudaMemsetAsync(dot_, 0, sizeof(float), pass.stream));
-            last_map_dot(dot_, nullptr, nullptr, last_maps[i], where_ == Where::after_norm ? in_norms[i] : out_norms[i],
-                         shape_.C, pass);
-            launch(gate_gradient_kernel, 1, 1, 0, pass.stream, grad(layer_of(k) - 1), dot_, gate(k), act_,
-                   !stop_gradient_);
-        }
+        if (!by_dots()) return;
+        CUDA_CHECK(cudaMemsetAsync(dot_, 0, static_cast<size_t>(shape_.last() + 1) * sizeof(float), pass.stream));
+        dots_.run(pass);
+        launch(gate_gradients_kernel, ceil_div(shape_.L, WARP), WARP, 0, pass.stream, dgates_, dot_, gates_, act_,
+               shape_.L, where_ == Where::after_norm ? 1 : 0, !stop_gradient_);
     }
     floatX* embedding() override { return where_ == Where::before_sublayer ? entry_ : StreamRule::embedding(); }
     const float* branch_scale(int s) const override {
         if (where_ == Where::branch_output && !stop_gradient_ && !shape_.out(s)) return keep_ + s;
         return StreamRule::branch_scale(s);
     }
-    size_t scratch_bytes() const override { return std::max(StreamRule::scratch_bytes(), branch_dot_scratch_bytes()); }
+    size_t scratch_bytes() const override { return std::max(StreamRule::scratch_bytes(), LastMapDots::scratch_bytes(shape_)); }
 
   protected:
     bool has_entry() const override { return where_ == Where::before_sublayer || StreamRule::has_entry(); }
     const float* gate(int k) const { return value(layer_of(k) - 1); }
+    // The gates' gradients follow from the last maps'.
+    bool by_dots() const { return where_ == Where::after_norm || where_ == Where::branch_output; }
+    void plan_dots(cudaStream_t stream) {
+        std::vector<float*> dgates;
+        for (int l = 0; l < shape_.L; l++) dgates.push_back(grad(l));
+        CUDA_CHECK(
+            cudaMemcpyAsync(dgates_, dgates.data(), dgates.size() * sizeof(float*), cudaMemcpyHostToDevice, stream));
+        const int before = where_ == Where::after_norm ? 1 : 0;
+        for (int k = 1; k <= shape_.last(); k++) {
+            const size_t i = static_cast<size_t>(k - before);
+            dots_.add(dot_ + i, nullptr, nullptr, last_maps[i], before ? in_norms[i] : out_norms[i], shape_.C);
+        }
+        dots_.ready(stream);
+    }
     bool separate_du(int s) const override {
         return StreamRule::separate_du(s) || (shape_.norms(s).post && !stop_gradient_);
     }
@@ -250,7 +266,9 @@ class GpasRule : public StreamRule {
     bool stop_gradient_;
     const float** gates_ = nullptr;  // (2L+1) device table
     float* keep_ = nullptr;          // (2L+1) alpha*(1-g)
-    float* dot_ = nullptr;           // (1)
+    float* dot_ = nullptr;           // (2L+1)
+    float** dgates_ = nullptr;       // (L) device table
+    LastMapDots dots_;
 };
 
 }  // namespace

@@ -137,6 +137,46 @@ TEST_CASE("AdamW: tensors of their own rates, frozen ones, gaps between them") {
     CHECK(to_double(again.grads.read()) == to_double(g));
 }
 
+TEST_CASE("AdamW: a frozen tensor's working copy is rounded anew with the others'") {
+    Random random(5);
+    const int64_t count = ADAMW_CHUNK + 192;
+    auto p = random.normals<float>(count);
+    AdamWTensor frozen = tensor(64, count - 64, 1);
+    frozen.frozen = 1;
+    Arena arena(p, {tensor(0, 64, 1), frozen});
+    arena.grads.write(std::vector<float>(count, 1.0f));
+    arena.update(true, 9, 8);
+    CHECK(to_double(arena.grads.read()) == std::vector<double>(count, 0.0));
+    auto master = arena.master.read();
+    CHECK(memcmp(&master[64], &p[64], (count - 64) * sizeof(float)) == 0);
+    if (!is_bf16) return;
+    Device<floatX> want(count);
+    round_params(want.data, arena.master.data, 0, count, 8, 9, nullptr);
+    CHECK(to_double(arena.working.read()) == to_double(want.read()));
+    // A norm that is not finite leaves the working copy as it is.
+    arena.clip.write({std::numeric_limits<float>::infinity(), 1.0f});
+    arena.update(true, 10, 8);
+    CHECK(to_double(arena.working.read()) == to_double(want.read()));
+}
+
+TEST_CASE("AdamW: gradients that the next update overwrites are not zeroed") {
+    Random random(6);
+    const int64_t count = 3 * (ADAMW_CHUNK + 64), third = count / 3;
+    const auto p = random.normals<float>(count), g = random.normals<float>(count);
+    for (float norm : {1.0f, std::numeric_limits<float>::infinity()}) {
+        std::vector<AdamWTensor> list = {tensor(0, third, 1), tensor(third, third, 1), tensor(2 * third, third, 1)};
+        Arena plain(p, list);
+        list[1].stored = list[2].stored = 1;
+        list[0].frozen = list[1].frozen = 1;
+        Arena arena(p, list);
+        for (Arena* a : {&plain, &arena}) a->grads.write(g), a->clip.write({norm, 1.0f}), a->update(true);
+        auto got = arena.grads.read(), master = arena.master.read(), want = plain.master.read();
+        CHECK(std::vector<float>(got.begin(), got.begin() + third) == std::vector<float>(third, 0.0f));
+        CHECK(memcmp(&got[third], &g[third], 2 * third * sizeof(float)) == 0);
+        CHECK(memcmp(&master[2 * third], &want[2 * third], third * sizeof(float)) == 0);  // updated like any other
+    }
+}
+
 TEST_CASE("AdamW: a gradient norm that is not finite skips the update") {
     Random random(2);
     for (float norm : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {

@@ -1,55 +1,46 @@
 // Scalar factors of branches, and the dot products of parameters with their gradients, against sums in float64.
 #include "residual/branch_scale.cuh"
 
+#include <memory>
+
 #include "test.h"
 
 namespace {
 
 // 2^20 + 5 elements are more than the largest grid takes in one round.
-const int64_t COUNTS[] = {1, 3, 31, 257, 2048, 2049, 100003, (1 << 20) + 5};
+const int64_t COUNTS[] = {1, 3, 31, 257, 2048, 2049, 0, 100003, (1 << 20) + 5};
 
-template <class T>
-void check_dot() {
-    for (int64_t count : COUNTS) {
-        for (bool weighted : {false, true}) {
-            for (float scale : {NAN, 0.0f, -1.75f}) {  // NaN: none given
-                CAPTURE(count, weighted, scale);
-                Random random(static_cast<uint64_t>(count) + weighted);
-                const size_t n = static_cast<size_t>(count);
-                std::vector<float> grad = random.normals<float>(n + 3);  // three more that belong to somebody else
-                const std::vector<T> value = random.normals<T>(n, 2, 0.5);
-                const bool scaled = scale == scale;
-                const float weight = 0.3f, before = 7;
-                Device<float> d_grad(grad), factors(std::vector<float>{weight, scale}), scratch(branch_dot_scratch_bytes() / 4);
-                Device<float> total(std::vector<float>{before, -1, before});
-                Device<T> d_value(value);
-                scratch.poison();
-                auto run = [&](float* to) {
-                    d_grad.write(grad);
-                    branch_dot(to, weighted ? factors.data : nullptr, d_value.data, d_grad.data,
-                               scaled ? factors.data + 1 : nullptr, count, scratch.data, nullptr);
-                };
-                run(total.data);
-                run(total.data + 2);
-                double sum = 0, size = 0;
-                for (size_t i = 0; i < n; i++) {
-                    const double product = static_cast<double>(grad[i]) * static_cast<double>(to_float(value[i]));
-                    sum += product;
-                    size += std::fabs(product);
-                }
-                // A term takes part in at most 8 additions of its thread, 10 of its block, 2 and 10 of the total: 32
-                // roundings of at most 2^-24 of the terms' absolute sum.
-                const double factor = weighted ? static_cast<double>(weight) : 1.0;
-                const std::vector<float> got = total.read();
-                CHECK(std::fabs(got[0] - (before + factor * sum)) <= 32 * 0x1p-24 * (factor * size + before));
-                CHECK(got[1] == -1);
-                CHECK(got[2] == got[0]);  // deterministic
-                for (size_t i = 0; scaled && i < n; i++) grad[i] *= scale;
-                CHECK(d_grad.read() == grad);  // one product each: the same in every build
-            }
+struct Dot {
+    int64_t count;
+    bool exact, weighted;
+    float scale;  // NaN: none given
+    int total;
+    Device<float> grad, exact_value;
+    Device<floatX> value;
+    std::vector<float> want_grad;
+    double sum = 0, size = 0;
+
+    Dot(Random& random, int64_t count, bool exact, bool weighted, float scale, int total)
+        : count(count), exact(exact), weighted(weighted), scale(scale), total(total), grad(static_cast<size_t>(count) + 3),
+          exact_value(static_cast<size_t>(exact ? count : 0)), value(static_cast<size_t>(exact ? 0 : count)) {
+        const size_t n = static_cast<size_t>(count);
+        want_grad = random.normals<float>(n + 3);  // three more that belong to somebody else
+        grad.write(want_grad);
+        std::vector<double> values;
+        if (exact) {
+            const auto v = random.normals<float>(n, 2, 0.5);
+            exact_value.write(v), values = to_double(v);
+        } else {
+            const auto v = random.normals<floatX>(n, 2, 0.5);
+            value.write(v), values = to_double(v);
+        }
+        for (size_t i = 0; i < n; i++) {
+            const double product = static_cast<double>(want_grad[i]) * values[i];
+            sum += product, size += std::fabs(product);
+            if (scale == scale) want_grad[i] *= scale;
         }
     }
-}
+};
 
 }  // namespace
 
@@ -77,11 +68,56 @@ TEST_CASE("branch factors", "[branch_scale]") {
     }
 }
 
-TEST_CASE("branch dot of fp32 values", "[branch_scale]") { check_dot<float>(); }
-TEST_CASE("branch dot of floatX values", "[branch_scale]") { check_dot<floatX>(); }
-
-TEST_CASE("branch dot of nothing", "[branch_scale]") {
-    Device<float> total(std::vector<float>{5}), scratch(branch_dot_scratch_bytes() / 4);
-    branch_dot<float>(total.data, nullptr, nullptr, nullptr, nullptr, 0, scratch.data, nullptr);
-    CHECK(total.read()[0] == 5);
+TEST_CASE("branch dots, all in one go", "[branch_scale]") {
+    Random random(1);
+    const float weight = 0.3f, before = 7;
+    const std::vector<float> scales = {0.0f, -1.75f};
+    Device<float> d_weight(std::vector<float>{weight}), d_scales(scales);
+    std::vector<std::unique_ptr<Dot>> dots;
+    for (int64_t count : COUNTS)
+        for (bool exact : {false, true})
+            for (int kind = 0; kind < 4; kind++) {  // the four share a total
+                const float scale = kind == 0 ? NAN : scales[static_cast<size_t>(kind % 2)];
+                dots.push_back(std::make_unique<Dot>(random, count, exact, kind > 1, scale, static_cast<int>(dots.size()) / 4));
+            }
+    const size_t totals = dots.size() / 4;
+    std::vector<float> first;
+    for (int run = 0; run < 2; run++) {
+        std::vector<float> start(totals + 1, before);
+        Device<float> total(start);
+        std::vector<BranchDot> table;
+        for (const auto& dot : dots)
+            table.push_back({total.data + dot->total, dot->weighted ? d_weight.data : nullptr,
+                             dot->scale != dot->scale ? nullptr : d_scales.data + (dot->scale == 0 ? 0 : 1),
+                             dot->exact ? nullptr : dot->value.data, dot->exact ? dot->exact_value.data : nullptr,
+                             dot->grad.data, dot->count});
+        std::vector<std::vector<float>> grads;
+        for (const auto& dot : dots) grads.push_back(dot->grad.read());
+        Device<BranchDot> d_table(table);
+        const int count = static_cast<int>(table.size());
+        Device<float> scratch(branch_dots_scratch_bytes(count) / sizeof(float));
+        scratch.poison();
+        branch_dots(d_table.data, count, COUNTS[8], scratch.data, nullptr);
+        const std::vector<float> got = total.read();
+        for (size_t t = 0; t < totals; t++) {
+            double want = before, size = before;
+            for (size_t i = 4 * t; i < 4 * t + 4; i++) {
+                const Dot& dot = *dots[i];
+                CAPTURE(dot.count, dot.exact, dot.weighted, dot.scale);
+                const double factor = dot.weighted ? static_cast<double>(weight) : 1.0;
+                want += factor * dot.sum, size += factor * dot.size;
+                CHECK(dot.grad.read() == dot.want_grad);  // one product each: the same in every build
+            }
+            // A term takes part in at most 2 + 4 additions of its thread, 10 of its block, 12 of the parts and 4 of the
+            // total: 32 roundings of at most 2^-24 of the terms' absolute sum.
+            CHECK(std::fabs(got[t] - want) <= 32 * 0x1p-24 * size);
+        }
+        CHECK(got[totals] == before);
+        if (run == 1) CHECK(got == first);  // deterministic
+        first = got;
+        for (size_t i = 0; i < dots.size(); i++)
+            dots[i]->grad.write(grads[i]);  // as they were before
+    }
 }
+
+TEST_CASE("branch dots of nothing", "[branch_scale]") { branch_dots(nullptr, 0, 0, nullptr, nullptr); }

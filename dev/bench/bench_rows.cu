@@ -132,6 +132,12 @@ void classify(int64_t N, int V) {
     // In place: from the second call on the "logits" are gradients, which cost the same.
     report("classifier, loss and gradient", shape, 2 * row,
            [&] { classifier(logits.data, losses.data, targets.data, 1e-3f, N, V, Vp, true, nullptr); });
+    for (auto [kernel, name] : {std::pair{ClassifierKernel::cached, "cached"}, {ClassifierKernel::resident, "resident"}}) {
+        if (kernel == ClassifierKernel::resident && !classifier_row_fits(Vp)) continue;
+        report(format("classifier, %s rows", name), shape, 2 * row, [&, kernel = kernel] {
+            classifier_with(kernel, logits.data, losses.data, targets.data, 1e-3f, N, V, Vp, true, nullptr);
+        });
+    }
     report("classifier, loss only", shape, row,
            [&] { classifier(logits.data, losses.data, targets.data, 1e-3f, N, V, Vp, false, nullptr); });
 }
@@ -181,8 +187,9 @@ void optimizer(int64_t count) {
     Array<AdamWChunk> chunks(list);
     std::string shape = format("%lld M", static_cast<long long>(count) / 1000000);
     double values = static_cast<double>(count) * 4, copy = sizeof(floatX) == 4 ? 0 : static_cast<double>(count) * X;
-    report("gradient norm", shape, values, [&, scratch = std::make_shared<Array<char>>(gradient_norm_scratch_bytes(count))] {
-        gradient_norm(clip.data, grads.data, count, 1.0f, scratch->data, nullptr);
+    report("gradient norm", shape, values, [&, scratch = std::make_shared<Array<char>>(gradient_norm_scratch_bytes(list.size()))] {
+        gradient_norm(clip.data, grads.data, tensors.data, chunks.data, static_cast<int>(list.size()), 1.0f, scratch->data,
+                      nullptr);
     });
     report("AdamW", shape, 8 * values + copy, [&] {
         adamw_update(params, master.data, grads.data, m.data, v.data, tensors.data, chunks.data,
