@@ -428,6 +428,8 @@ static int dry_run(const TrainOptions& o) {
     } else {
         printf("%-24snot known: %s\n", "largest batch", machine.peak_source.c_str());
     }
+    printf("%s\n", mfu_formula(machine, flops_per_token(config, sizes.T), sizes.ranks).c_str());
+    printf("FLOPs per token = 6 x weights in products + 6 x layers x channels x seq (causal attention)\n");
     return EXIT_DONE;
 }
 

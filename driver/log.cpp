@@ -153,6 +153,7 @@ void log_start(Log& log, const StartRecord& start) {
                     with_unit(static_cast<double>(start.parameters)).c_str(), with_unit(start.flops_per_token).c_str(),
                     start.world_size > 1 ? format("%d x ", start.world_size).c_str() : "", machine.device.c_str(),
                     machine.precision.c_str()));
+    log_line(log, mfu_formula(machine, start.flops_per_token, start.world_size));
 }
 
 void log_step(Log& log, const StepRecord& s) {
