@@ -10,15 +10,15 @@
 
 namespace {
 
-// From the makers' data sheets and architecture papers, in TFLOP/s: dense bf16 on tensor cores with fp32 accumulation, and
-// fp32 outside of them (fp32 builds never use TF32). GeForce cards and the L40 accumulate in fp32 at half the rate; sheets
-// that name one number for a GeForce card mean fp16 accumulation, with zeros skipped. 0: no bf16 tensor cores.
+// From the makers' data sheets and architecture papers, in TFLOP/s: dense bf16 on tensor cores with fp32 accumulation,
+// and fp32 outside of them (fp32 builds never use TF32). GeForce cards and the L40 accumulate in fp32 at half the rate;
+// sheets that name one number for a GeForce card mean fp16 accumulation, with zeros skipped. 0: no bf16 tensor cores.
 struct Entry {
     const char* name;
     double bf16, fp32;
 };
 constexpr Entry entries[] = {
-    // Data centre. H20: capped below its units. GH200 is Hopper's half of a superchip, GB200 and GB300 one GPU of theirs.
+    // Data centre. H20: capped below its units. GH200, GB200 and GB300: one GPU of a superchip.
     {"GB300", 2500, 80},
     {"B300", 2250, 75},
     {"GB200", 2500, 80},
@@ -73,8 +73,9 @@ constexpr Entry entries[] = {
 struct Units {
     int major, minor, bf16, fp32;
 };
-constexpr Units all_units[] = {{7, 0, 0, 128},     {7, 5, 0, 128},     {8, 0, 2048, 128},  {8, 6, 1024, 256}, {8, 9, 1024, 256},
-                               {9, 0, 4096, 256},  {10, 0, 8192, 256}, {10, 3, 8192, 256}, {12, 0, 1024, 256}};
+constexpr Units all_units[] = {{7, 0, 0, 128},    {7, 5, 0, 128},     {8, 0, 2048, 128},
+                               {8, 6, 1024, 256}, {8, 9, 1024, 256},  {9, 0, 4096, 256},
+                               {10, 0, 8192, 256}, {10, 3, 8192, 256}, {12, 0, 1024, 256}};
 
 // Whether `word` stands in `name` as a whole word; RTX cards have siblings with longer names, so theirs must end it.
 bool names(const std::string& name, const std::string& word) {
@@ -114,7 +115,8 @@ Machine find_machine() {
     machine.multiprocessors = properties.multiProcessorCount;
     int clock = 0;  // kHz
     cudaDeviceGetAttribute(&clock, cudaDevAttrClockRate, device);
-    const Peak peak = find_peak({machine.device, properties.major, properties.minor, machine.multiprocessors, clock * 1e3}, bf16);
+    const Peak peak = find_peak(
+        {machine.device, properties.major, properties.minor, machine.multiprocessors, clock * 1e3}, bf16);
     machine.peak_flops = peak.flops;
     machine.peak_source = peak.source;
     return machine;
@@ -133,17 +135,18 @@ Peak peak_by_name(const Card& device, bool bf16) {
 
 Peak peak_by_units(const Card& device, bool bf16) {
     const bool geforce = has(device.name, "GeForce");
-    const bool nvidia = geforce || has(device.name, "NVIDIA") || has(device.name, "Tesla") || has(device.name, "Quadro") ||
-                        has(device.name, "TITAN");
+    const bool nvidia = geforce || has(device.name, "NVIDIA") || has(device.name, "Tesla") ||
+                        has(device.name, "Quadro") || has(device.name, "TITAN");
     for (const Units& units : all_units) {
         if (!nvidia || units.major != device.major || units.minor != device.minor) continue;
         if (bf16 && units.bf16 == 0)
-            return {0, format("compute capability %d.%d has no bf16 tensor cores, only fp16", units.major, units.minor)};
+            return {0,
+                    format("compute capability %d.%d has no bf16 tensor cores, only fp16", units.major, units.minor)};
         const bool halved = bf16 && geforce;
         const int per_clock = bf16 ? units.bf16 / (halved ? 2 : 1) : units.fp32;
         return {static_cast<double>(device.multiprocessors) * per_clock * device.clock,
-                format("%d multiprocessors x %d FLOPs x %.3f GHz (compute capability %d.%d, %s%s)", device.multiprocessors,
-                       per_clock, device.clock * 1e-9, units.major, units.minor, kind(bf16),
+                format("%d multiprocessors x %d FLOPs x %.3f GHz (compute capability %d.%d, %s%s)",
+                       device.multiprocessors, per_clock, device.clock * 1e-9, units.major, units.minor, kind(bf16),
                        halved ? ": half rate on GeForce" : "")};
     }
     return {0, nvidia ? format("not known for compute capability %d.%d", device.major, device.minor)

@@ -15,8 +15,8 @@ struct Machine {
 };
 Machine find_machine();
 
-// What a device can do at best, dense, in FLOP/s: products of bf16 on tensor cores with fp32 accumulation, or fp32 outside
-// of them. First by name from the makers' data sheets, else multiprocessors x FLOPs per clock x highest clock.
+// What a device can do at best, dense, in FLOP/s: products of bf16 on tensor cores with fp32 accumulation, or fp32
+// outside of them. First by name from the makers' data sheets, else multiprocessors x FLOPs per clock x highest clock.
 struct Card {
     std::string name;
     int major, minor;  // compute capability

@@ -5,10 +5,10 @@
 // The first pass over a row keeps a running maximum and the sum relative to it (Milakov & Gimelshein 2018); the second
 // recomputes the exponentials. Two kernels, which differ in where the row waits for its second pass:
 //
-//     cached      in the cache: a block per row, or a warp for short rows. Right where all rows that are being worked on
-//                 fit there together, for losses alone, and for rows longer than shared memory.
-//     resident    in shared memory: persistent blocks, each with one row. What the second pass has used makes room for
-//                 the same columns of the block's next row, so that loads are in flight at all times.
+//     cached      in the cache: a block per row, or a warp for short rows. Right where all rows that are being worked
+//                 on fit there together, for losses alone, and for rows longer than shared memory.
+//     resident    in shared memory: persistent blocks, each with one row. What the second pass has used makes room
+//                 for the same columns of the block's next row, so that loads are in flight at all times.
 #include "kernels/classifier.cuh"
 
 #include <cmath>
@@ -19,7 +19,8 @@
 namespace {
 
 constexpr int MAX_THREADS = 256;
-constexpr int MAX_ROWS = WIDE_ROWS ? 2 : 8;  // of a block, where a warp is enough for each; fewer stay warmer on a CPU
+// Rows of a block, where a warp is enough for each; on the CPU machine the stacks of fewer threads stay in its cache.
+constexpr int MAX_ROWS = WIDE_ROWS ? 2 : 8;
 constexpr float LOWEST = -3.402823466e38f;  // finite, so that exp(-inf - LOWEST) is 0 and not NaN
 
 // What a thread reads in one piece. bf16: one pack, two in flight. fp32, where the CPU machine is what matters: four packs,
@@ -73,7 +74,8 @@ struct Step {
                 int first = part.column(step, p);
                 if (first + PIECE <= V) load_piece(v, p, row + first);
                 else
-                    for (int j = 0; j < PIECE; j++) v[p * PIECE + j] = first + j < V ? to_float(row[first + j]) : -INFINITY;
+                    for (int j = 0; j < PIECE; j++)
+                        v[p * PIECE + j] = first + j < V ? to_float(row[first + j]) : -INFINITY;
             }
         }
     }
@@ -293,8 +295,9 @@ void classifier_with(ClassifierKernel kernel, floatX* logits, float* losses, con
     if (N == 0) return;
     if (kernel == ClassifierKernel::cached) {
         const int threads = cached_threads(Vp), rows = threads == WARP ? MAX_ROWS : 1;
-        launch(cached_kernel, static_cast<unsigned>(ceil_div(N, static_cast<int64_t>(rows))), dim3(threads, rows),
-               sizeof(Shared), stream, logits, losses, targets, dloss, N, V, Vp, write_dlogits);
+        const unsigned blocks = static_cast<unsigned>(ceil_div(N, static_cast<int64_t>(rows)));
+        launch(cached_kernel, blocks, dim3(threads, rows), sizeof(Shared), stream, logits, losses, targets, dloss, N, V,
+               Vp, write_dlogits);
         return;
     }
     CHECK(write_dlogits && classifier_row_fits(Vp));
@@ -303,8 +306,8 @@ void classifier_with(ClassifierKernel kernel, floatX* logits, float* losses, con
     const int reserved = 1024;  // of each block, by the system
     const int blocks = 2 * (bytes + reserved) <= static_cast<size_t>(shared_bytes) ? 2 : 1;  // of a multiprocessor
     const int64_t grid = static_cast<int64_t>(multiprocessors()) * blocks;
-    launch(resident_kernel, static_cast<unsigned>(N < grid ? N : grid), RESIDENT_THREADS / blocks, bytes, stream, logits,
-           losses, targets, dloss, N, V, Vp);
+    launch(resident_kernel, static_cast<unsigned>(N < grid ? N : grid), RESIDENT_THREADS / blocks, bytes, stream,
+           logits, losses, targets, dloss, N, V, Vp);
 }
 
 void sum_losses(double* total, const float* losses, int64_t N, cudaStream_t stream) {

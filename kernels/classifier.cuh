@@ -10,8 +10,8 @@ void classifier(floatX* logits, float* losses, const int* targets, float dloss, 
                 bool write_dlogits, cudaStream_t stream);
 
 // The kernels behind it; classifier() takes classifier_choice()'s. Both read a row once from memory and write it once,
-// `cached` as long as the cache holds all rows that are being worked on. `resident` writes gradients always, and needs a
-// row that fits in shared memory.
+// `cached` as long as the cache holds all rows that are being worked on. `resident` always writes gradients, and needs
+// rows that fit in shared memory.
 enum class ClassifierKernel { cached, resident };
 bool classifier_row_fits(int Vp);
 ClassifierKernel classifier_choice(int Vp, bool write_dlogits);

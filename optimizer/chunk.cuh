@@ -1,6 +1,6 @@
-// How the threads of a block share out a chunk of an array. A thread meets PIECE elements side by side at a time: 16 bytes
-// on a GPU, where the threads of a warp lie beside each other and a load of the warp is 512 bytes in one piece; a vector
-// register on the CPU machine, where each thread has a stretch of its own, which the processor reads ahead.
+// How the threads of a block share out a chunk of an array. A thread meets PIECE elements side by side at a time: 16
+// bytes on a GPU, where the threads of a warp lie beside each other and a load of the warp is 512 bytes in one piece; a
+// cache line on the CPU machine, where each thread has a stretch of its own, which the processor reads ahead.
 #pragma once
 #include <wide.cuh>
 
@@ -9,11 +9,11 @@
 constexpr int PIECE = WIDE_ROWS ? Wide::size : 4;
 constexpr int CHUNK_THREADS = WIDE_ROWS ? 64 : 512;
 
-// The thread's elements of [first, first + size), which end with the array at `count`, a multiple of PIECE:
+// The thread's elements of [first, first + SIZE), cut off at `count`, which is a multiple of PIECE away from first:
 // PIECE elements at each of begin, begin + STEP, ... below end.
 template <int SIZE>
 struct ChunkPart {
-    static constexpr int SHARE = SIZE / (WIDE_ROWS ? CHUNK_THREADS : CHUNK_THREADS / WARP);  // of a thread, or of a warp
+    static constexpr int SHARE = SIZE / CHUNK_THREADS * (WIDE_ROWS ? 1 : WARP);  // of a thread, or of a warp
     static constexpr int STEP = WIDE_ROWS ? PIECE : WARP * PIECE;
     static_assert(SHARE % STEP == 0, "a whole number of steps");
     int64_t begin, end;

@@ -1,8 +1,8 @@
 //     G = sqrt(SUM g^2);   kappa = min(1, max_norm/(G + 1e-6)),  1 when max_norm is 0
 //
 // Two stages: each block sums one chunk (a few squares at a time in fp32, then fp64), one block adds the chunks; so the
-// order of additions is that of the work list, on every card. A NaN or infinite gradient makes G so, and the optimizer then
-// skips the update.
+// order of additions is that of the work list, on every card. A NaN or infinite gradient makes G so, and the optimizer
+// then skips the update.
 #include "optimizer/gradient_norm.cuh"
 
 #include <fold.cuh>
@@ -40,7 +40,8 @@ __global__ void __launch_bounds__(CHUNK_THREADS)
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-__global__ void __launch_bounds__(CLIP_THREADS) clip_kernel(float* clip, const double* partial, int chunks, float max_norm) {
+__global__ void __launch_bounds__(CLIP_THREADS)
+    clip_kernel(float* clip, const double* partial, int chunks, float max_norm) {
     double sum = 0.0;
     for (int i = threadIdx.x; i < chunks; i += CLIP_THREADS) sum += partial[i];
     sum = block_sum(sum, shared_as<Shared>().scratch);
@@ -55,8 +56,8 @@ __global__ void __launch_bounds__(CLIP_THREADS) clip_kernel(float* clip, const d
 
 size_t gradient_norm_scratch_bytes(int64_t num_chunks) { return sizeof(double) * static_cast<size_t>(num_chunks); }
 
-void gradient_norm(float* clip, const float* grads, const AdamWTensor* tensors, const AdamWChunk* chunks, int num_chunks,
-                   float max_norm, void* scratch, cudaStream_t stream) {
+void gradient_norm(float* clip, const float* grads, const AdamWTensor* tensors, const AdamWChunk* chunks,
+                   int num_chunks, float max_norm, void* scratch, cudaStream_t stream) {
     double* partial = static_cast<double*>(scratch);
     if (num_chunks > 0)
         launch(squares_kernel, num_chunks, CHUNK_THREADS, sizeof(Shared), stream, partial, grads, tensors, chunks);

@@ -3,7 +3,7 @@
 #include "optimizer/adamw.cuh"
 
 size_t gradient_norm_scratch_bytes(int64_t num_chunks);
-// clip (2) fp32: [0] = G = ||grads||_2 over all tensors that are not frozen (sum of squares in fp64 across a thread's
-// few), [1] = kappa = min(1, max_norm/(G+1e-6)), or 1 when max_norm is 0. tensors, chunks: AdamW's work list.
-void gradient_norm(float* clip, const float* grads, const AdamWTensor* tensors, const AdamWChunk* chunks, int num_chunks,
-                   float max_norm, void* scratch, cudaStream_t stream);
+// clip (2) fp32: [0] = G = ||grads||_2 over all tensors that are not frozen (a few squares at a time in fp32, then
+// fp64), [1] = kappa = min(1, max_norm/(G+1e-6)), or 1 when max_norm is 0. tensors, chunks: AdamW's work list.
+void gradient_norm(float* clip, const float* grads, const AdamWTensor* tensors, const AdamWChunk* chunks,
+                   int num_chunks, float max_norm, void* scratch, cudaStream_t stream);

@@ -34,7 +34,9 @@ class BranchFactorRule : public StreamRule {
     bool has_beta() const override { return true; }
     const float* branch_scale(int s) const override { return beta_ + s; }
     bool raw_last_map(int s) const override { return !shape_.out(s); }
-    size_t scratch_bytes() const override { return std::max(StreamRule::scratch_bytes(), LastMapDots::scratch_bytes(shape_)); }
+    size_t scratch_bytes() const override {
+        return std::max(StreamRule::scratch_bytes(), LastMapDots::scratch_bytes(shape_));
+    }
 
   protected:
     virtual int factor(int s) const = 0;  // which parameter is sublayer s's factor

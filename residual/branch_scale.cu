@@ -61,7 +61,8 @@ __global__ void __launch_bounds__(THREADS) branch_dots_kernel(float* partial, co
 }
 
 // Block y goes through the dots of one total if y is the first of them.
-__global__ void __launch_bounds__(THREADS) branch_totals_kernel(const float* partial, const BranchDot* dots, int count) {
+__global__ void __launch_bounds__(THREADS)
+    branch_totals_kernel(const float* partial, const BranchDot* dots, int count) {
     int y = blockIdx.x;
     float* total = dots[y].total;
     if (y > 0 && dots[y - 1].total == total) return;

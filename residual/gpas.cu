@@ -102,7 +102,7 @@ __global__ void gate_factors_kernel(float* keep, const float* alpha, const float
     if (i < count)
         keep[i] = (alpha != nullptr ? alpha[i] : 1.0f) * (gates[i] != nullptr ? open_gate(*gates[i], act).keep : 1.0f);
 }
-// A thread per layer, which adds what the dots (2L+1) of its two sublayers give; those of sublayer k are dot[k - before].
+// A thread per layer, which adds what the dots of its two sublayers give; sublayer k's are dot[k - before].
 __global__ void gate_gradients_kernel(float* const* dgate, const float* dot, const float* const* gates, Act act, int L,
                                       int before, bool dot_is_scaled) {
     const int l = blockIdx.x * blockDim.x + threadIdx.x;
@@ -196,7 +196,9 @@ class GpasRule : public StreamRule {
         if (where_ == Where::branch_output && !stop_gradient_ && !shape_.out(s)) return keep_ + s;
         return StreamRule::branch_scale(s);
     }
-    size_t scratch_bytes() const override { return std::max(StreamRule::scratch_bytes(), LastMapDots::scratch_bytes(shape_)); }
+    size_t scratch_bytes() const override {
+        return std::max(StreamRule::scratch_bytes(), LastMapDots::scratch_bytes(shape_));
+    }
 
   protected:
     bool has_entry() const override { return where_ == Where::before_sublayer || StreamRule::has_entry(); }

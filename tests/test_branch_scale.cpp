@@ -21,8 +21,9 @@ struct Dot {
     double sum = 0, size = 0;
 
     Dot(Random& random, int64_t count, bool exact, bool weighted, float scale, int total)
-        : count(count), exact(exact), weighted(weighted), scale(scale), total(total), grad(static_cast<size_t>(count) + 3),
-          exact_value(static_cast<size_t>(exact ? count : 0)), value(static_cast<size_t>(exact ? 0 : count)) {
+        : count(count), exact(exact), weighted(weighted), scale(scale), total(total),
+          grad(static_cast<size_t>(count) + 3), exact_value(static_cast<size_t>(exact ? count : 0)),
+          value(static_cast<size_t>(exact ? 0 : count)) {
         const size_t n = static_cast<size_t>(count);
         want_grad = random.normals<float>(n + 3);  // three more that belong to somebody else
         grad.write(want_grad);
@@ -78,7 +79,8 @@ TEST_CASE("branch dots, all in one go", "[branch_scale]") {
         for (bool exact : {false, true})
             for (int kind = 0; kind < 4; kind++) {  // the four share a total
                 const float scale = kind == 0 ? NAN : scales[static_cast<size_t>(kind % 2)];
-                dots.push_back(std::make_unique<Dot>(random, count, exact, kind > 1, scale, static_cast<int>(dots.size()) / 4));
+                const int total = static_cast<int>(dots.size()) / 4;
+                dots.push_back(std::make_unique<Dot>(random, count, exact, kind > 1, scale, total));
             }
     const size_t totals = dots.size() / 4;
     std::vector<float> first;

@@ -56,8 +56,8 @@ void check_classifier(Random& random, int64_t N, int V, int Vp, double spread, d
             auto again = losses.read();
             CHECK(worst_error(to_double(again), want_losses, 4 * 0x1p-24 * scale, 2e-6) <= 1);
             auto got = d.read();
-            // Rounding of the output; fp32 exponentials and sums inside. p - 1 at the target cancels: hence the absolute
-            // part.
+            // Rounding of the output; fp32 exponentials and sums inside. p - 1 at the target cancels: hence the
+            // absolute part.
             CHECK(worst_error(to_double(got), want_d, 0x1p-22 * dloss, unit_roundoff + 2e-5) <= 1);
             bool zero = true;  // padding and masked rows
             for (int64_t r = 0; r < N; r++) {
@@ -132,7 +132,8 @@ TEST_CASE("classifier: which kernel") {
     Device<float> losses(N), want_losses(N);
     Device<floatX> got(logits), want(logits);
     classifier(got.data, losses.data, targets.data, 0.5f, N, V, Vp, true, nullptr);
-    classifier_with(classifier_choice(Vp, true), want.data, want_losses.data, targets.data, 0.5f, N, V, Vp, true, nullptr);
+    const ClassifierKernel kernel = classifier_choice(Vp, true);
+    classifier_with(kernel, want.data, want_losses.data, targets.data, 0.5f, N, V, Vp, true, nullptr);
     CHECK(to_double(got.read()) == to_double(want.read()));
     CHECK(losses.read() == want_losses.read());
 }

@@ -25,8 +25,8 @@ std::vector<float> clip_of(const std::vector<float>& grads, float max_norm, std:
     Device<float> d(grads), clip(2);
     Device<double> scratch(gradient_norm_scratch_bytes(static_cast<int64_t>(chunks.size())) / sizeof(double));
     clip.poison(), scratch.poison();
-    gradient_norm(clip.data, d.data, d_tensors.data, d_chunks.data, static_cast<int>(chunks.size()), max_norm, scratch.data,
-                  nullptr);
+    gradient_norm(clip.data, d.data, d_tensors.data, d_chunks.data, static_cast<int>(chunks.size()), max_norm,
+                  scratch.data, nullptr);
     return clip.read();
 }
 std::vector<float> padded(std::vector<float> grads) {

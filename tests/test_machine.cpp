@@ -5,8 +5,8 @@
 
 namespace {
 
-// From the makers' data sheets: multiprocessors, and the boost clocks in GHz behind the two peaks. Hopper's and Blackwell's
-// tensor cores are rated at a lower clock than the highest.
+// From the makers' data sheets: multiprocessors, and the boost clocks in GHz behind the two peaks. Hopper's and
+// Blackwell's tensor cores are rated at a lower clock than the highest.
 struct Known {
     const char* name;
     int major, minor, multiprocessors;
@@ -75,8 +75,9 @@ TEST_CASE("peak FLOP/s: names", "[machine]") {
     CHECK(bf16("NVIDIA L40S") == Approx(362));
     CHECK(bf16("NVIDIA L4") == Approx(121));
     // Neither siblings with longer names, nor slices, nor laptops have their numbers.
-    for (const char* name : {"NVIDIA A10G", "NVIDIA A100X", "NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 3080 Laptop GPU",
-                             "NVIDIA A100-SXM4-80GB MIG 3g.40gb", "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition"}) {
+    for (const char* name :
+         {"NVIDIA A10G", "NVIDIA A100X", "NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 3080 Laptop GPU",
+          "NVIDIA A100-SXM4-80GB MIG 3g.40gb", "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition"}) {
         CAPTURE(name);
         const Peak peak = peak_by_name({name, 8, 0, 42, 1e9}, true);
         CHECK(peak.flops == 0);
@@ -87,11 +88,13 @@ TEST_CASE("peak FLOP/s: names", "[machine]") {
 TEST_CASE("peak FLOP/s: cards that are not in the table", "[machine]") {
     const Peak slice = find_peak({"NVIDIA A100-SXM4-80GB MIG 3g.40gb", 8, 0, 42, 1.41e9}, true);
     CHECK(slice.flops == Approx(42 * 2048 * 1.41e9));
-    CHECK(slice.source == "42 multiprocessors x 2048 FLOPs x 1.410 GHz (compute capability 8.0, dense bf16, fp32 accumulation)");
+    CHECK(slice.source == "42 multiprocessors x 2048 FLOPs x 1.410 GHz (compute capability 8.0, "
+                          "dense bf16, fp32 accumulation)");
     const Peak laptop = find_peak({"NVIDIA GeForce RTX 4060 Laptop GPU", 8, 9, 24, 2.37e9}, true);
     CHECK(laptop.flops == Approx(24 * 512 * 2.37e9));
     CHECK(laptop.source.find("half rate on GeForce") != std::string::npos);
-    CHECK(find_peak({"NVIDIA GeForce RTX 4060 Laptop GPU", 8, 9, 24, 2.37e9}, false).flops == Approx(24 * 256 * 2.37e9));
+    const Peak fp32 = find_peak({"NVIDIA GeForce RTX 4060 Laptop GPU", 8, 9, 24, 2.37e9}, false);
+    CHECK(fp32.flops == Approx(24 * 256 * 2.37e9));
     // No bf16: says so, and has fp32.
     for (const Card& old : {Card{"Tesla T4", 7, 5, 40, 1.59e9}, Card{"Quadro RTX 5000", 7, 5, 48, 1.815e9}}) {
         CHECK(find_peak(old, true).flops == 0);
