@@ -14,6 +14,7 @@
 #include "checkpoint/huggingface.h"
 #include "dataloader/prefetch.h"
 #include "dataloader/tokenizer.h"
+#include "driver/dry_run.h"
 #include "driver/layer_stats.h"
 #include "driver/load.h"
 #include "driver/log.h"
@@ -215,7 +216,7 @@ static void open_data(Run& run) {
 // Allocates the model and gives it its weights: fresh ones, those of --init-from, or a checkpoint's with the moments.
 static void make_model(Run& run) {
     const TrainOptions& o = run.options;
-    run.model = model_create(run.config, run.B, run.T, Use::training);
+    run.model = model_create(run.config, run.B, run.T, Use::training, options_recompute(o));
     // Whether samples find room is seen here rather than in the middle of the run.
     if (o.sample_every > 0 && run.rank == 0) decoder_create(*run.model, 1, run.T);
     const Registry& registry = model_registry(*run.model);
@@ -407,29 +408,7 @@ static int dry_run(const TrainOptions& o) {
     sizes.ranks = launch_from_environment().size;
     sizes.config = config;
     choose_sizes(sizes);
-    const Registry registry = build_registry(config);
-    printf("%-24s%lld\n", "parameters", static_cast<long long>(registry.num_params));
-    printf("%-24s%.6e (seq %d)\n", "FLOPs per token", flops_per_token(config, sizes.T), sizes.T);
-    printf("%-24s%lld (%lld micro-batches of %d x %d)\n", "tokens per update",
-           static_cast<long long>(sizes.total_batch), static_cast<long long>(sizes.micro_steps), sizes.B, sizes.T);
-    std::vector<MemorySegment> segments = model_memory(config, sizes.B, sizes.T, Use::training);
-    const size_t sampling = o.sample_every > 0 ? decoder_bytes(config, 1, sizes.T) : 0;
-    if (sampling > 0) segments.push_back({"samples, at most", sampling});
-    printf("memory of one rank at batch %d\n", sizes.B);
-    for (const MemorySegment& segment : segments)
-        printf("    %-20s%s\n", segment.name.c_str(), bytes_text(static_cast<double>(segment.bytes)).c_str());
-    printf("    %-20s%s\n", "total", bytes_text(static_cast<double>(total_bytes(segments))).c_str());
-    const Machine machine = find_machine();
-    if (machine.found) {
-        printf(
-            "%-24s%d sequences of %d tokens (%s free on %s)\n", "largest batch",
-            largest_batch(config, sizes.T, Use::training, machine.free_bytes - std::min(sampling, machine.free_bytes)),
-            sizes.T, bytes_text(static_cast<double>(machine.free_bytes)).c_str(), machine.device.c_str());
-    } else {
-        printf("%-24snot known: %s\n", "largest batch", machine.peak_source.c_str());
-    }
-    printf("%s\n", mfu_formula(machine, flops_per_token(config, sizes.T), sizes.ranks).c_str());
-    printf("FLOPs per token = 6 x weights in products + 6 x layers x channels x seq (causal attention)\n");
+    print_dry_run(o, config, {sizes.B, sizes.T, sizes.total_batch, sizes.micro_steps, sizes.ranks});
     return EXIT_DONE;
 }
 

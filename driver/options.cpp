@@ -100,6 +100,10 @@ void add_data_options(CLI::App& app, TrainOptions& o) {
     app.add_option("--total-batch", o.total_batch,
                    "tokens per update over all ranks, a multiple of batch x seq x ranks [that product]")
         ->group(group);
+    app.add_option("--recompute", o.recompute,
+                   "what the backward pass computes again instead of keeping it: " + list_of(recompute_names()) +
+                       "; less memory, the same gradients")
+        ->group(group);
     app.add_flag("--shuffle,!--no-shuffle", o.shuffle, "permute the sequences; --no-shuffle reads the shards in order")
         ->group(group)
         ->default_str("true");
@@ -123,6 +127,9 @@ void add_run_options(CLI::App& app, TrainOptions& o) {
                  "$XDG_CACHE_HOME/residual.cu or ~/.cache/residual.cu holds what was measured before")
         ->group(group)
         ->default_str("true");
+    app.add_option("--memory", o.memory, "with --dry-run: memory of the card to plan for [the one present]")
+        ->group(group)
+        ->type_name("GIB");
     app.add_option("--dump-grads", o.dump_grads, "write every gradient of the first update, before clipping")
         ->group(group)
         ->type_name("FILE");
@@ -259,6 +266,10 @@ void check_run(const TrainOptions& o) {
     check_at_least("--save-every", static_cast<double>(o.save_every), 0);
     check_at_least("--keep", static_cast<double>(o.keep), 0);
     check_choice("--save-dtype", o.save_dtype, {"fp32", "bf16"});
+    check_choice("--recompute", o.recompute, recompute_names());
+    if (!o.dry_run) check_belongs(o.memory.has_value(), "--memory", "--dry-run");
+    if (o.memory && !(*o.memory > 0 && *o.memory < 1e6))
+        throw user_error("--memory %g: the GiB of a card, more than 0 and less than a million", *o.memory);
     if (o.init_only && o.resume) throw user_error("--init-only starts a run and --resume continues one: choose one");
     if (!(o.hold_out >= 0 && o.hold_out < 1))
         throw user_error("--hold-out %g: it must be at least 0 and below 1", o.hold_out);
@@ -398,6 +409,10 @@ ModelConfig options_config(const TrainOptions& o, const std::string& folder, std
     return c;
 }
 
+Recompute options_recompute(const TrainOptions& o) {
+    return static_cast<Recompute>(index_of(recompute_names(), o.recompute));
+}
+
 Schedule options_schedule(const TrainOptions& o) {
     Schedule s;
     s.kind = static_cast<ScheduleKind>(index_of(schedule_names(), o.schedule));
@@ -429,6 +444,7 @@ std::vector<std::pair<std::string, std::string>> option_values(const TrainOption
             {"batch", std::to_string(o.batch)},
             {"seq", std::to_string(o.seq.value_or(0))},
             {"total-batch", std::to_string(o.total_batch.value_or(0))},
+            {"recompute", o.recompute},
             {"shuffle", o.shuffle ? "true" : "false"},
             {"steps", std::to_string(o.steps)},
             {"seed", std::to_string(o.seed)},

@@ -9,6 +9,7 @@
 #include "dataloader/loader.h"
 #include "model/config.h"
 #include "optimizer/schedule.h"
+#include "residual/recompute.h"
 
 struct TrainOptions {
     // Model
@@ -26,6 +27,7 @@ struct TrainOptions {
     int batch = 4;
     std::optional<int> seq;
     std::optional<int64_t> total_batch;
+    std::string recompute = "none";
     bool shuffle = true;
 
     // Run
@@ -35,6 +37,7 @@ struct TrainOptions {
     int64_t save_every = 0, keep = 0;
     std::string save_dtype = "fp32";
     bool resume = false, init_only = false, dry_run = false;
+    std::optional<double> memory;  // GiB
     std::string dump_grads;
     bool tune_gemms = true;
 
@@ -67,6 +70,7 @@ std::optional<TrainOptions> parse_train_options(int argc, char** argv);
 // folder: of --init-from, as model_folder() found it.
 ModelConfig options_config(const TrainOptions& options, const std::string& folder, std::vector<std::string>& notes);
 
+Recompute options_recompute(const TrainOptions& options);
 Schedule options_schedule(const TrainOptions& options);
 
 // Every option with the value it has, for log.jsonl and state.json.

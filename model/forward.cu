@@ -40,8 +40,14 @@ void set_schedule(Model& m, bool evaluation) {
     m.alpha_evaluation = evaluation;
 }
 
-// With a cache the tokens stand behind those whose keys and values are in it, and theirs are added.
-void attention_sublayer(Model& m, int l, int b, int t, const KvCache* cache) {
+void run_seam(Model& m, const Pass& pass, int s) {
+    m.rule().forward(pass, s);
+    m.input_at = s;
+}
+
+// With a cache the tokens stand behind those whose keys and values are in it, and theirs are added. output: whether the
+// projection that ends the sublayer is wanted.
+void attention_sublayer(Model& m, int l, int b, int t, const KvCache* cache, bool output = true) {
     const ModelConfig& c = m.config;
     const LayerOffsets& o = m.layers[static_cast<size_t>(l)];
     LayerValues& a = m.values[static_cast<size_t>(l)];
@@ -61,24 +67,40 @@ void attention_sublayer(Model& m, int l, int b, int t, const KvCache* cache) {
                          c.kv_heads, HS, m.stream);
     else
         attention_forward(a.attn, a.lse, a.qkv, b, t, c.heads, c.kv_heads, HS, m.stream);
+    if (!output) return;
     matmul_forward(m.mm, rule.output(2 * l + 1), a.attn, m.param(o.attn_proj.weight), m.param(o.attn_proj.bias), N, C,
                    C, m.stream, 0, rule.addend(2 * l + 1));
 }
 
-void mlp_sublayer(Model& m, int l, int N) {
+// Whether the activation alone is computed again; at level block it comes with its layer.
+bool activates_again(const Model& m) {
+    return m.recompute == Recompute::gelu || m.recompute == Recompute::norm;
+}
+
+void activate(Model& m, LayerValues& a, int N) {
+    const int Fp = m.config.padded_ffn();
+    if (m.config.activation == Activation::swiglu)
+        swiglu_forward(a.act, a.pre, N, Fp, m.stream);
+    else
+        activation_forward(a.act, a.pre, m.config.activation, static_cast<int64_t>(N) * Fp, m.stream);
+}
+
+void mlp_sublayer(Model& m, int l, int N, bool output = true) {
     const ModelConfig& c = m.config;
     const LayerOffsets& o = m.layers[static_cast<size_t>(l)];
     LayerValues& a = m.values[static_cast<size_t>(l)];
     const int C = c.channels, Fp = c.padded_ffn(), H = m.hidden_width();
     Rule& rule = m.rule();
     const floatX* z = rule.input(2 * l + 1);
-    if (c.activation == Activation::swiglu) {
-        matmul_forward(m.mm, a.pre, z, m.param(o.fc.weight), nullptr, N, C, H, m.stream);
-        swiglu_forward(a.act, a.pre, N, Fp, m.stream);
+    // An activation inside the product sees its input before that is rounded, and could not be had again from it.
+    if (c.activation == Activation::swiglu || activates_again(m)) {
+        matmul_forward(m.mm, a.pre, z, m.param(o.fc.weight), m.param(o.fc.bias), N, C, H, m.stream);
+        activate(m, a, N);
     } else {
         matmul_activation_forward(m.mm, a.act, a.pre, z, m.param(o.fc.weight), m.param(o.fc.bias), c.activation, N, C,
                                   H, m.stream);
     }
+    if (!output) return;
     matmul_forward(m.mm, rule.output(2 * l + 2), a.act, m.param(o.mlp_proj.weight), m.param(o.mlp_proj.bias), N, Fp, C,
                    m.stream, 0, rule.addend(2 * l + 2));
 }
@@ -96,12 +118,12 @@ void forward(Model& m, int b, int t, bool evaluation, const KvCache* cache) {
     embedding_forward(rule.embedding(), m.tokens, m.param(m.wte),
                       m.param(m.wpe < 0 ? -1 : m.wpe + position * m.config.channels), b, t, m.config.channels,
                       m.stream);
-    rule.forward(pass, 0);
+    run_seam(m, pass, 0);
     for (int l = 0; l < m.config.layers; l++) {
         attention_sublayer(m, l, b, t, cache);
-        rule.forward(pass, 2 * l + 1);
+        run_seam(m, pass, 2 * l + 1);
         mlp_sublayer(m, l, N);
-        rule.forward(pass, 2 * l + 2);
+        run_seam(m, pass, 2 * l + 2);
         if (m.watching && !evaluation) {
             m.watched = static_cast<int64_t>(N) * rule.stream_channels();
             moments(m.layer_moments + 2 * l, rule.stream(2 * l + 2), m.watched, scratch(m), m.stream);
@@ -160,6 +182,27 @@ void head_of_rows(Model& m, int64_t n) {
     }
 }
 
+// What a sublayer read at seam s, where it was not kept and the buffer holds another's.
+void input_again(Model& m, const Pass& pass, int s) {
+    if (m.recompute < Recompute::norm || m.input_at == s) return;
+    m.rule().input_again(pass, s);
+    m.input_at = s;
+}
+
+// Layer l's forward pass once more, as far as the backward pass reads what it makes.
+void layer_again(Model& m, const Pass& pass, int l, int b, int t) {
+    const Rule& rule = m.rule();
+    const int s = 2 * l + 1;
+    input_again(m, pass, s - 1);
+    attention_sublayer(m, l, b, t, nullptr, rule.output_again(s));
+    if (rule.seam_again(s))
+        run_seam(m, pass, s);
+    else
+        input_again(m, pass, s);
+    mlp_sublayer(m, l, b * t, rule.output_again(s + 1));
+    if (rule.seam_again(s + 1)) run_seam(m, pass, s + 1);
+}
+
 // A linear map's backward: weight and bias gradients, times *scale, from dout (N,OC) and its input (N,IC). An update's
 // first micro-batch stores them, which saves reading what is zero.
 void linear_backward(Model& m, const LinearOffsets& o, const floatX* dout, const floatX* inp, int N, int IC, int OC,
@@ -172,15 +215,16 @@ void linear_backward(Model& m, const LinearOffsets& o, const floatX* dout, const
         matmul_backward_weight(m.mm, m.grad(o.weight), dout, inp, N, IC, OC, accumulate, m.stream, scale);
 }
 
-void mlp_backward(Model& m, int l, int N) {
+void mlp_backward(Model& m, const Pass& pass, int l) {
     const ModelConfig& c = m.config;
     const LayerOffsets& o = m.layers[static_cast<size_t>(l)];
     LayerValues& a = m.values[static_cast<size_t>(l)];
-    const int s = 2 * l + 2, C = c.channels, Fp = c.padded_ffn(), H = m.hidden_width();
+    const int s = 2 * l + 2, N = static_cast<int>(pass.N), C = c.channels, Fp = c.padded_ffn(), H = m.hidden_width();
     Rule& rule = m.rule();
     const floatX* du = rule.d_output(s);
     const float* scale = rule.branch_scale(s);
     LinearOffsets fc = o.fc;
+    if (activates_again(m)) activate(m, a, N);
     linear_backward(m, o.mlp_proj, du, a.act, N, Fp, C, rule.raw_last_map(s) ? nullptr : scale);
     if (c.activation == Activation::swiglu) {
         matmul_backward_input(m.mm, m.dact, du, m.param(o.mlp_proj.weight), N, Fp, C, false, m.stream, scale);
@@ -194,11 +238,12 @@ void mlp_backward(Model& m, int l, int N) {
         matmul_activation_backward_input(m.mm, m.dwide, du, m.param(o.mlp_proj.weight), a.pre, c.activation, N, Fp, C,
                                          m.stream, scale);
     }
+    input_again(m, pass, s - 1);
     linear_backward(m, fc, m.dwide, rule.input(s - 1), N, C, H);
     matmul_backward_input(m.mm, rule.d_input(), m.dwide, m.param(o.fc.weight), N, C, H, false, m.stream);
 }
 
-void attention_sublayer_backward(Model& m, int l, int b, int t) {
+void attention_sublayer_backward(Model& m, const Pass& pass, int l, int b, int t) {
     const ModelConfig& c = m.config;
     const LayerOffsets& o = m.layers[static_cast<size_t>(l)];
     LayerValues& a = m.values[static_cast<size_t>(l)];
@@ -216,6 +261,7 @@ void attention_sublayer_backward(Model& m, int l, int b, int t) {
                            m.exact(o.value_lambda), scratch(m), N, W, KV, m.stream);
     if (m.first_value && l == 0 && c.layers > 1) value_first_backward(m.dwide, m.dfirst_value, N, W, KV, m.stream);
     if (m.rope) rope_backward(m.dwide, m.rope, b, t, c.heads, c.kv_heads, c.head_size(), m.stream);
+    input_again(m, pass, s - 1);
     linear_backward(m, o.qkv, m.dwide, rule.input(s - 1), N, C, W);
     matmul_backward_input(m.mm, rule.d_input(), m.dwide, m.param(o.qkv.weight), N, C, W, false, m.stream);
 }
@@ -225,13 +271,14 @@ void backward(Model& m, int b, int t) {
     const Pass pass = make_pass(m, N);
     Rule& rule = m.rule();
     rule.begin_backward(pass);
-    rule.backward(pass, 2 * m.config.layers);
     for (int l = m.config.layers - 1; l >= 0; l--) {
-        mlp_backward(m, l, N);
+        if (m.recompute == Recompute::block) layer_again(m, pass, l, b, t);
+        rule.backward(pass, 2 * l + 2);
+        mlp_backward(m, pass, l);
         rule.backward(pass, 2 * l + 1);
-        attention_sublayer_backward(m, l, b, t);
-        rule.backward(pass, 2 * l);
+        attention_sublayer_backward(m, pass, l, b, t);
     }
+    rule.backward(pass, 0);
     rule.end_backward(pass);
     embedding_backward_tokens(m.grad(m.wte), rule.d_embedding(), m.groups, m.token_groups.num_unique, N, C, m.stream);
     if (m.wpe >= 0) embedding_backward_positions(m.grad(m.wpe), rule.d_embedding(), b, t, C, m.stream);

@@ -60,7 +60,20 @@ class Plan : public Planner {
     }
 };
 
-// In inference every layer works in the same memory, because nothing is kept for a backward pass.
+// A buffer for what each layer computes, from layer `first` on; or one that all of them share, because it is not kept
+// for a backward pass, or is computed again there.
+template <class T>
+void want_layers(Plan& plan, const std::string& segment, int64_t count, std::vector<LayerValues>& layers,
+                 T* LayerValues::*member, bool shared, size_t first = 0) {
+    if (!shared) {
+        for (size_t l = first; l < layers.size(); l++) plan.want(segment, count, layers[l].*member);
+        return;
+    }
+    plan.request(segment, static_cast<size_t>(count) * sizeof(T), [&layers, member](void* p) {
+        for (LayerValues& layer : layers) layer.*member = static_cast<T*>(p);
+    });
+}
+
 std::vector<Segment> plan(Model& model) {
     const ModelConfig& c = model.config;
     const bool training = model.use == Use::training;
@@ -70,8 +83,7 @@ std::vector<Segment> plan(Model& model) {
     const int64_t arena = model.registry.arena;
     const bool value = model.residual.name.value, swiglu = c.activation == Activation::swiglu;
 
-    const int64_t chunks = ceil_div(N * Vp * static_cast<int64_t>(sizeof(floatX)), static_cast<int64_t>(logits_limit));
-    model.chunk = std::min(N, round_up(ceil_div(N, chunks), 128));
+    model.chunk = logits_rows(c, N);
 
     Plan plan;
     plan.want("parameters", arena, model.params);
@@ -84,16 +96,18 @@ std::vector<Segment> plan(Model& model) {
     }
     model.rule().plan(plan);
     model.values.assign(static_cast<size_t>(c.layers), {});
-    for (size_t l = 0; l < model.values.size(); l++) {
-        if (l > 0 && !training) break;
-        LayerValues& layer = model.values[l];
-        plan.want("attention", N * W, layer.qkv);
-        plan.want("attention", N * C, layer.attn);
-        plan.want("attention", N * c.heads, layer.lse);
-        plan.want("MLP", N * H, layer.pre);
-        plan.want("MLP", N * Fp, layer.act);
-        if (value && training && l > 0) plan.want("value residual", N * KV, layer.value);
-    }
+    const bool block = model.recompute == Recompute::block, share = block || !training,
+               share_act = !training || model.recompute >= Recompute::gelu;
+    // SwiGLU's gradients take the place of what they are computed from, where that is not another layer's.
+    const bool dwide_is_pre = swiglu && block, dact_is_act = swiglu && training && share_act;
+    const int64_t wide = N * std::max(W, H);
+    want_layers(plan, "attention", N * W, model.values, &LayerValues::qkv, share);
+    want_layers(plan, "attention", N * C, model.values, &LayerValues::attn, share);
+    want_layers(plan, "attention", N * c.heads, model.values, &LayerValues::lse, share);
+    want_layers(plan, "MLP", dwide_is_pre ? wide : N * H, model.values, &LayerValues::pre, share);
+    want_layers(plan, "MLP", N * Fp, model.values, &LayerValues::act, share_act);
+    if (value && training)
+        want_layers(plan, "value residual", N * KV, model.values, &LayerValues::value, share, 1);
     if (value) plan.want("value residual", N * KV, model.first_value);
     if (value && training) plan.want("value residual", N * KV, model.dfirst_value);
     if (c.arch == Arch::llama)
@@ -102,8 +116,8 @@ std::vector<Segment> plan(Model& model) {
     plan.want("logits", N, model.losses);
     plan.want("logits", 1, model.loss_sum);
     if (training) {
-        plan.want("backward", N * std::max(W, H), model.dwide);
-        if (swiglu) plan.want("backward", N * Fp, model.dact);
+        if (!dwide_is_pre) plan.want("backward", wide, model.dwide);
+        if (swiglu && !dact_is_act) plan.want("backward", N * Fp, model.dact);
         plan.request("scratch", scratch_bytes(model), [&model](void* p) { model.scratch = p; });
         plan.want("scratch", 2, model.clip);
         plan.want("scratch", 2 * c.layers, model.layer_moments);
@@ -119,14 +133,16 @@ std::vector<Segment> plan(Model& model) {
     return std::move(plan.segments);
 }
 
-Model blueprint(const ModelConfig& config, int B, int T, Use use) {
+Model blueprint(const ModelConfig& config, int B, int T, Use use, Recompute recompute) {
+    CHECK(use == Use::training || recompute == Recompute::none);
     Model model;
     model.config = config;
     model.registry = build_registry(config);
     model.use = use;
     model.B = B;
     model.T = T;
-    model.residual = config_residual(config, static_cast<int64_t>(B) * T, use == Use::training);
+    model.recompute = recompute;
+    model.residual = config_residual(config, static_cast<int64_t>(B) * T, use == Use::training, recompute);
     model.time = config.residual_step;
     return model;
 }
@@ -197,8 +213,14 @@ void bind_tensors(Model& model) {
 
 }  // namespace
 
-std::vector<MemorySegment> model_memory(const ModelConfig& config, int B, int T, Use use) {
-    Model model = blueprint(config, B, T, use);
+int64_t logits_rows(const ModelConfig& config, int64_t N) {
+    const int64_t bytes = N * config.padded_vocab() * static_cast<int64_t>(sizeof(floatX));
+    const int64_t chunks = ceil_div(bytes, static_cast<int64_t>(logits_limit));
+    return std::min(N, round_up(ceil_div(N, chunks), 128));
+}
+
+std::vector<MemorySegment> model_memory(const ModelConfig& config, int B, int T, Use use, Recompute recompute) {
+    Model model = blueprint(config, B, T, use, recompute);
     std::vector<MemorySegment> out;
     for (const Segment& segment : plan(model)) out.push_back({segment.name, segment.bytes()});
     out.push_back({"GEMM workspace", matmul_workspace});
@@ -211,8 +233,8 @@ size_t total_bytes(const std::vector<MemorySegment>& segments) {
     return sum;
 }
 
-int largest_batch(const ModelConfig& config, int T, Use use, size_t free_bytes) {
-    auto fits = [&](int B) { return total_bytes(model_memory(config, B, T, use)) <= free_bytes; };
+int largest_batch(const ModelConfig& config, int T, Use use, size_t free_bytes, Recompute recompute) {
+    auto fits = [&](int B) { return total_bytes(model_memory(config, B, T, use, recompute)) <= free_bytes; };
     if (!fits(1)) return 0;
     int low = 1, high = 2;
     // N = B*T must stay an int.
@@ -230,29 +252,42 @@ static std::string gib(size_t bytes) {
     return format("%.2f GiB", static_cast<double>(bytes) / (1 << 30));
 }
 
-ModelPtr model_create(const ModelConfig& config, int B, int T, Use use) {
+// What to do about a micro-batch of B that does not fit: the largest that does, and the largest at the first further
+// level of recomputation where B fits, or at the last.
+static std::string memory_advice(const ModelConfig& config, int B, int T, Use use, Recompute recompute,
+                                 size_t free_bytes) {
+    const int best = largest_batch(config, T, use, free_bytes, recompute);
+    int more = best;
+    Recompute level = recompute;
+    while (use == Use::training && more < B && level < Recompute::block) {
+        level = static_cast<Recompute>(static_cast<int>(level) + 1);
+        more = largest_batch(config, T, use, free_bytes, level);
+    }
+    if (more == 0) return "not even a batch of 1 fits: use a smaller model or shorter sequences";
+    const std::string with = "with --recompute " + recompute_names()[static_cast<size_t>(level)];
+    if (best == 0) return format("%s the largest batch that fits is %d", with.c_str(), more);
+    return format("the largest batch that fits is %d", best) + (more > best ? format(", %s %d", with.c_str(), more) : "");
+}
+
+ModelPtr model_create(const ModelConfig& config, int B, int T, Use use, Recompute recompute) {
     check_config(config);
     if (T > config.context) throw user_error("sequences of %d tokens: the model's context is %d", T, config.context);
     // The message of a batch that does not fit comes before anything is allocated.
     size_t free_bytes = 0, all_bytes = 0;
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &all_bytes));
-    const size_t need = total_bytes(model_memory(config, B, T, use));
-    if (need > free_bytes) {
-        const int best = largest_batch(config, T, use, free_bytes);
-        const std::string advice =
-            best > 0 ? format("the largest batch that fits is %d", best)
-                     : std::string("not even a batch of 1 fits: use a smaller model or shorter sequences");
+    const size_t need = total_bytes(model_memory(config, B, T, use, recompute));
+    if (need > free_bytes)
         throw user_error("a batch of %d x %d tokens needs %s of memory and %s are free: %s", B, T, gib(need).c_str(),
-                         gib(free_bytes).c_str(), advice.c_str());
-    }
+                         gib(free_bytes).c_str(), memory_advice(config, B, T, use, recompute, free_bytes).c_str());
 
-    ModelPtr owner(new Model(blueprint(config, B, T, use)));
+    ModelPtr owner(new Model(blueprint(config, B, T, use, recompute)));
     Model& model = *owner;
     for (const Segment& segment : plan(model)) {
         char* memory = nullptr;
         if (cudaMalloc(reinterpret_cast<void**>(&memory), segment.bytes()) != cudaSuccess)
-            throw user_error("out of memory while allocating %s for %s: use a smaller --batch",
-                             gib(segment.bytes()).c_str(), segment.name.c_str());
+            throw user_error("out of memory while allocating %s for %s: use a smaller --batch%s",
+                             gib(segment.bytes()).c_str(), segment.name.c_str(),
+                             use == Use::training && recompute != Recompute::block ? " or more --recompute" : "");
         model.allocations.push_back(memory);
         for (const Request& r : segment.requests) {
             r.assign(memory);
@@ -260,8 +295,8 @@ ModelPtr model_create(const ModelConfig& config, int B, int T, Use use) {
         }
     }
     if constexpr (sizeof(floatX) == 4) model.master = reinterpret_cast<float*>(model.params);
-    if (use == Use::inference)
-        for (LayerValues& layer : model.values) layer = model.values[0];
+    if (use == Use::training && !model.dwide) model.dwide = model.values[0].pre;  // see plan()
+    if (use == Use::training && !model.dact) model.dact = model.values[0].act;
     bind_tensors(model);
 
     CUDA_CHECK(cudaStreamCreate(&model.stream));

@@ -18,13 +18,18 @@ struct MemorySegment {
     size_t bytes;
 };
 // Every device allocation model_create would make, by segment, without making it.
-std::vector<MemorySegment> model_memory(const ModelConfig& config, int B, int T, Use use);
+std::vector<MemorySegment> model_memory(const ModelConfig& config, int B, int T, Use use,
+                                        Recompute recompute = Recompute::none);
 size_t total_bytes(const std::vector<MemorySegment>& segments);
 // The largest batch of length T whose segments fit into `free_bytes`; 0: not even one.
-int largest_batch(const ModelConfig& config, int T, Use use, size_t free_bytes);
+int largest_batch(const ModelConfig& config, int T, Use use, size_t free_bytes, Recompute recompute = Recompute::none);
+// Of N tokens in a micro-batch, how many have logits at a time.
+int64_t logits_rows(const ModelConfig& config, int64_t N);
 
 // Floating-point operations per token, forward and backward: 6 per matmul parameter plus causal attention.
 double flops_per_token(const ModelConfig& config, int T);
+// Those that a level of recomputation adds: products and attention that run a second time.
+double recompute_flops_per_token(const ModelConfig& config, int T, Recompute recompute);
 
 struct UpdateSettings {
     double lr = 3e-4;       // this update's, schedule included
@@ -44,7 +49,8 @@ using ModelPtr = std::unique_ptr<Model, ModelDeleter>;
 
 // Allocates everything for micro-batches of up to B sequences of up to T tokens. UserError when it cannot fit into the
 // free memory, predicted before anything is allocated.
-ModelPtr model_create(const ModelConfig& config, int B, int T, Use use);
+// recompute (training only) trades memory for time; gradients stay the same.
+ModelPtr model_create(const ModelConfig& config, int B, int T, Use use, Recompute recompute = Recompute::none);
 const ModelConfig& model_config(const Model& model);
 const Registry& model_registry(const Model& model);
 cudaStream_t model_stream(const Model& model);

@@ -41,6 +41,7 @@ struct Model {
     Registry registry;
     Use use;
     int B, T;
+    Recompute recompute = Recompute::none;
     int64_t chunk;  // rows of logits that exist at a time
 
     // Parameter-sized arrays, all in arena layout.
@@ -66,7 +67,8 @@ struct Model {
     float* layer_moments = nullptr;  // (L,2)
     int64_t watched = 0;             // elements behind them
 
-    std::vector<LayerValues> values;  // L
+    std::vector<LayerValues> values;  // L; layers share what is computed again
+    int input_at = 0;                 // the seam whose input is in the rule's shared buffer, from level norm on
     floatX* first_value = nullptr;    // (N,KV) with +value: v_1
     float* dfirst_value = nullptr;    // (N,KV) its gradient from the later layers
     float* rope = nullptr;            // rotary table, llama

@@ -87,7 +87,7 @@ std::string parameter_name(const ModelConfig& c, const RuleParameter& p) {
     return "";
 }
 
-Residual config_residual(const ModelConfig& c, int64_t N, bool training) {
+Residual config_residual(const ModelConfig& c, int64_t N, bool training, Recompute recompute) {
     RuleShape shape;
     shape.L = c.layers;
     shape.C = c.channels;
@@ -95,6 +95,7 @@ Residual config_residual(const ModelConfig& c, int64_t N, bool training) {
     shape.eps = c.norm_eps;
     shape.N = N;
     shape.training = training;
+    shape.recompute = recompute;
     return make_residual(c.residual, c.norm_scheme, c.residual_options, shape);
 }
 

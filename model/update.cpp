@@ -209,6 +209,22 @@ double model_update(Model& model, const UpdateSettings& settings, int64_t step) 
     return norm;
 }
 
+double recompute_flops_per_token(const ModelConfig& c, int T, Recompute recompute) {
+    if (recompute != Recompute::block) return 0;  // what the others repeat is no product
+    const Residual residual = config_residual(c, 1, true, recompute);
+    const Rule& rule = *residual.rule;
+    const double C = c.channels, kv = static_cast<double>(c.kv_heads) * c.head_size();
+    const double inner = (c.activation == Activation::swiglu ? 2.0 : 1.0) * C * c.ffn;
+    double weights = c.layers * (C * (C + 2 * kv) + inner);
+    for (int s = 1; s <= 2 * c.layers; s++) {
+        if (rule.output_again(s)) weights += s % 2 == 1 ? C * C : C * c.ffn;
+        for (const RuleParameter& p : rule.parameters)
+            if (p.product && p.place == Place::sublayer && p.index == s && rule.seam_again(s))
+                weights += static_cast<double>(p.shape[0]) * static_cast<double>(p.shape[1]);
+    }
+    return 2.0 * weights + 4.0 * C * c.layers * (T / 2.0);
+}
+
 double flops_per_token(const ModelConfig& c, int T) {
     // Each weight that a token meets in a product (the head included, embeddings not) is one multiply-add forward and
     // two backward: 6. Attention meets T/2 keys on average: q.k and p.v are 4*C per key forward, twice that backward.

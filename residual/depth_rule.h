@@ -16,6 +16,7 @@ class DepthRule : public Rule {
     void forward(const Pass& pass, int s) override;
     void begin_backward(const Pass& pass) override;
     void backward(const Pass& pass, int s) override;
+    void input_again(const Pass& pass, int s) override { norm_again(pass, s, x_[static_cast<size_t>(s)]); }
     void end_backward(const Pass& pass) override;
     floatX* embedding() override { return shape_.post(0) ? entry_ : x_[0]; }
     floatX* input(int s) override { return shape_.in(s) ? z_[static_cast<size_t>(s)] : x_[static_cast<size_t>(s)]; }

@@ -54,7 +54,7 @@ class HcRule : public StreamsRule {
         const size_t seams = static_cast<size_t>(shape_.last()) + 1;
         for (auto* list : {&c_, &m_, &rstd_, &base_, &folded_}) list->assign(seams, nullptr);
         H_.assign(seams, nullptr);
-        want_seams(planner, "streams", N * n * C, H_, training, 1, [](int) { return true; });
+        want_state(planner, "streams", N * n * C, H_, 1, [](int) { return true; });
         auto sublayer = [](int k) { return k > 0; };
         want_seams(planner, "mixing coefficients", n * (n + 2), base_, true, 1, sublayer);
         if (dynamic_) {
@@ -148,7 +148,15 @@ class HcRule : public StreamsRule {
         hc_backward(seam, streams(pass), pass.scratch, pass.stream);
         if (s == 0) entry_backward(pass);
     }
+    void input_again(const Pass& pass, int s) override {
+        const size_t i = static_cast<size_t>(s);
+        stream_read({H_[i], hc_coefficients(modules_[i + 1], saved(s + 1), n_), input(s), in_norms[i]}, streams(pass),
+                    pass.stream);
+    }
     const floatX* stream(int s) override { return H_[static_cast<size_t>(s)]; }
+
+  protected:
+    bool can_drop_inside() const override { return true; }
 
   private:
     HcSaved saved(int k) const {

@@ -57,12 +57,13 @@ class HighwayRule : public StreamRule {
         r_.assign(static_cast<size_t>(shape_.last()) + 1, nullptr);
         planner.want("highway", shape_.N * shape_.C, zeta_);
         if (shape_.training)
-            want_seams(planner, "highway", shape_.N * shape_.C, r_, true, 1, [](int s) { return s > 0; });
+            want_inside(planner, "highway", shape_.N * shape_.C, r_, [](int s) { return s > 0; });
     }
     const float* branch_scale(int) const override { return nullptr; }  // the seam applies ProRes's factor itself
 
   protected:
     bool keeps_u(int) const override { return true; }
+    bool end_again(int) const override { return true; }
     bool separate_du(int) const override { return true; }
     static int w(int s) { return 2 * (s - 1); }
     Highway::Args args(int s) const {

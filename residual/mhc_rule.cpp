@@ -8,6 +8,7 @@
 //
 // Options: n (4), readout sum or head. Streams are kept at every R-th seam only, R about sqrt(n*2L/(n+2)); the backward
 // pass replays the seams between from the outputs and coefficients, which are small: (paper, section 4.3, recomputing).
+// At recompute level block R is even, so that no layer lies in two stretches of a replay.
 #include "residual/mhc.cuh"
 #include "residual/streams_rule.h"
 
@@ -47,6 +48,7 @@ class MhcRule : public StreamsRule {
         const size_t seams = static_cast<size_t>(shape_.last()) + 1;
         interval_ = std::max(1, static_cast<int>(std::lround(
                                     std::sqrt(n * static_cast<double>(shape_.last()) / static_cast<double>(n + 2)))));
+        if (shape_.recompute == Recompute::block) interval_ += interval_ % 2;
         kept_.assign(seams, nullptr);
         replayed_.assign(static_cast<size_t>(interval_), nullptr);
         for (auto* list : {&c_, &m_, &r_}) list->assign(seams + 1, nullptr);
@@ -88,7 +90,7 @@ class MhcRule : public StreamsRule {
         const size_t i = static_cast<size_t>(s);
         const int N = static_cast<int>(pass.N), nC = n_ * shape_.C;
         const bool last = s == shape_.last(), module_here = has_module(s);
-        if (last || s % interval_ == interval_ - 1) replay(pass, s);
+        replay(pass, s);
         const floatX* H = backward_streams(s);
         StreamReadBackward read = {
             dz_, H, last ? nullptr : D_, read_coefficients(s), dz_, module_here ? dc_ : nullptr, in_norms[i]};
@@ -124,6 +126,12 @@ class MhcRule : public StreamsRule {
         stream_write_backward(write, streams(pass), pass.scratch, pass.stream);
         if (s == 0) entry_backward(pass);
     }
+    void begin_backward(const Pass&) override { stretch_ = -1; }
+    void input_again(const Pass& pass, int s) override {
+        replay(pass, s);
+        const size_t i = static_cast<size_t>(s);
+        stream_read({backward_streams(s), read_coefficients(s), input(s), in_norms[i]}, streams(pass), pass.stream);
+    }
     const floatX* stream(int s) override { return forward_streams(s); }
 
   private:
@@ -157,14 +165,18 @@ class MhcRule : public StreamsRule {
         w.scale = seam_scale(s);
         return w;
     }
-    // The streams from the last kept seam up to seam s.
+    // The streams at seam s: all of its stretch, from a kept seam to the next, when the backward pass first comes there.
     void replay(const Pass& pass, int s) {
-        for (int at = s - s % interval_ + 1; at <= s; at++)
+        const int kept = s - s % interval_, end = std::min(kept + interval_ - 1, shape_.last());
+        if (s == kept || kept == stretch_) return;
+        stretch_ = kept;
+        for (int at = kept + 1; at <= end; at++)
             stream_write(write(at, backward_streams(at - 1), backward_streams(at)), streams(pass), pass.stream);
     }
 
     bool head_;
     int interval_ = 1;
+    int stretch_ = -1;               // which is replayed, by its kept seam
     floatX* running_ = nullptr;      // (N,n,C)
     std::vector<floatX*> kept_;      // (2L+1) of (N,n,C), at every interval_-th seam
     std::vector<floatX*> replayed_;  // (interval_) of (N,n,C), by place behind a kept seam

@@ -121,11 +121,11 @@ class ReviewRule : public StreamRule {
         r_.assign(seams, nullptr);
         rx_.assign(seams, nullptr);
         rv_.assign(seams, nullptr);
-        want_seams(planner, "review", N * C, normed_, shape_.training, 1, [&](int s) { return shape_.out(s); });
+        want_inside(planner, "review", N * C, normed_, [&](int s) { return shape_.out(s); });
         planner.want("review", N * C, zh_);
         planner.want("review", N * C, zu_);
         if (!shape_.training) return;
-        want_seams(planner, "review", N * C, r_, true, 1, [](int s) { return s > 0; });
+        want_inside(planner, "review", N * C, r_, [](int s) { return s > 0; });
         want_seams(planner, "review", N, rx_, true, 1, [](int s) { return s > 0; });
         want_seams(planner, "review", N, rv_, true, 1, [](int s) { return s > 0; });
     }
@@ -133,6 +133,7 @@ class ReviewRule : public StreamRule {
 
   protected:
     bool keeps_u(int) const override { return true; }
+    bool end_again(int) const override { return true; }
     bool separate_du(int) const override { return true; }
     int w(int s) const { return (s - 1) * (bias_ ? 2 : 1); }
     const floatX* v(int s) const {

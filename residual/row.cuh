@@ -206,13 +206,14 @@ struct TokenSums {
 // ---------------------------------------------------------------------------------------------------------------------
 // Norms
 
+// gain*xh + bias as one operation everywhere, so that a norm computed again gives the same bits.
 template <NormKind KIND, int PACKS>
 __device__ __forceinline__ Row<PACKS> norm_apply(const Row<PACKS>& xh, const Row<PACKS>& gain, const Row<PACKS>& bias,
                                                  float scale) {
     Row<PACKS> y;
 #pragma unroll
     for (int i = 0; i < y.size; i++)
-        y[i] = scale * (KIND == NormKind::layer ? gain[i] * xh[i] + bias[i] : gain[i] * xh[i]);
+        y[i] = scale * (KIND == NormKind::layer ? fmaf(gain[i], xh[i], bias[i]) : gain[i] * xh[i]);
     return y;
 }
 

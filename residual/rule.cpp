@@ -8,10 +8,13 @@ void Rule::plan(Planner& planner) {
     z_.assign(seams, nullptr);
     for (std::vector<SeamNorm>* norms : {&out_norms, &post_norms, &in_norms}) norms->resize(seams);
 
-    want_seams(planner, "sublayer inputs", N * C, z_, training, 1, [&](int s) { return shape_.in(s); });
+    want_seams(planner, "sublayer inputs", N * C, z_, keeps_inputs(), 1, [&](int s) { return shape_.in(s); });
     // Outputs that no backward pass needs share one buffer.
-    want_seams(planner, "sublayer outputs", N * C, u_, training || u_is_state(), 1,
-               [&](int s) { return s > 0 && has_u(s) && (!training || keeps_u(s)); });
+    auto kept = [&](int s) { return s > 0 && has_u(s) && (!training || keeps_u(s)); };
+    if (u_is_state())
+        want_seams(planner, "sublayer outputs", N * C, u_, true, 1, kept);
+    else
+        want_inside(planner, "sublayer outputs", N * C, u_, kept);
     auto shares_u = [this](int s) { return has_u(s) && !keeps_u(s); };
     bool any_shares = false;
     for (int s = 1; s <= shape_.last(); s++) any_shares |= shares_u(s);

@@ -22,6 +22,7 @@
 #include "kernels/common.cuh"
 #include "kernels/matmul.cuh"
 #include "residual/options.h"
+#include "residual/recompute.h"
 #include "residual/scheme.h"
 #include "residual/seam.cuh"
 
@@ -75,6 +76,7 @@ struct RuleShape {
     bool training = true;
     Scheme scheme;
     bool prores = false;  // a schedule multiplies every branch
+    Recompute recompute = Recompute::none;
     int last() const { return 2 * L; }
     const SublayerNorms& norms(int k) const { return scheme.sublayers[static_cast<size_t>(k - 1)]; }
     bool out(int s) const { return s > 0 && norms(s).out; }
@@ -146,6 +148,14 @@ class Rule {
 
     virtual void begin(const Pass&) {}  // at the start of every forward pass
     virtual void forward(const Pass& pass, int s) = 0;
+    // Recomputation (residual/recompute.h). From level norm on inputs share one buffer: input(s) once more, asked for
+    // between backward(s+1) and backward(s), at level block also in front of backward(s+2).
+    virtual void input_again(const Pass& pass, int s) = 0;
+    // At level block, in front of backward(2l): which of layer l's seams and outputs, s = 2l-1 and 2l, must be run
+    // again. Where seam 2l-1 need not, its input is still asked for.
+    bool seam_again(int s) const { return drops_inside() && (s % 2 == 1 || end_again(s)); }
+    bool output_again(int s) const { return drops_inside() && (seam_again(s) || keeps_u(s)); }
+
     virtual void begin_backward(const Pass&) {}
     virtual void backward(const Pass& pass, int s) = 0;
     virtual void end_backward(const Pass&) {}
@@ -179,6 +189,32 @@ class Rule {
     virtual bool keeps_u(int s) const { return shape_.out(s) || u_is_state(); }  // for the backward pass
     virtual bool u_is_state() const { return false; }                            // outputs are kept in inference too
     virtual bool has_u(int) const { return true; }                               // output(s) is a buffer of its own
+    // Whether level block drops the state inside a layer. A rule that comes back to it from other layers keeps it.
+    virtual bool can_drop_inside() const { return false; }
+    // Whether a layer's last seam saves more for its backward pass than the state behind it and statistics.
+    virtual bool end_again(int s) const { return shape_.post(s); }
+    bool drops_inside() const { return shape_.recompute == Recompute::block && can_drop_inside(); }
+    bool keeps_inputs() const { return shape_.training && shape_.recompute < Recompute::norm; }
+    // Memory for the state at seams, of which level block keeps what stands between layers; and for what no other layer
+    // needs.
+    template <class T, class Wanted>
+    void want_state(Planner& planner, const std::string& segment, int64_t count, std::vector<T*>& pointers, int ring,
+                    Wanted wanted) const {
+        if (!drops_inside()) return want_seams(planner, segment, count, pointers, shape_.training, ring, wanted);
+        want_seams(planner, segment, count, pointers, true, 1, [&](int s) { return s % 2 == 0 && wanted(s); });
+        want_seams(planner, segment, count, pointers, false, 2, [&](int s) { return s % 2 == 1 && wanted(s); });
+    }
+    template <class T, class Wanted>
+    void want_inside(Planner& planner, const std::string& segment, int64_t count, std::vector<T*>& pointers,
+                     Wanted wanted) const {
+        const bool keep = shape_.training && !drops_inside();
+        want_seams(planner, segment, count, pointers, keep, drops_inside() ? 2 : 1, wanted);
+    }
+    // input_again() where x (N,C) is what stands before N_in.
+    void norm_again(const Pass& pass, int s, const floatX* x) {
+        const size_t i = static_cast<size_t>(s);
+        if (shape_.in(s)) norm_rows_again(x, z_[i], in_norms[i], seam_shape(pass, s), pass.stream);
+    }
     SeamShape seam_shape(const Pass& pass, int s) const {
         return {pass.N, shape_.C, shape_.kind, shape_.eps, s > 0 ? shape_.norms(s).skip : 1.0f};
     }

@@ -77,5 +77,7 @@ void vanilla_backward(const SeamBackward& seam, const SeamShape& shape, float* s
 
 // A norm by itself: y (N,C) = norm(x (N,C)). Backward in place: d (N,C), the gradient of y, becomes that of x.
 void norm_rows_forward(const floatX* x, floatX* y, const SeamNorm& norm, const SeamShape& shape, cudaStream_t stream);
+// The same from statistics that are there already: the same bits. norm.scale and norm.factor count.
+void norm_rows_again(const floatX* x, floatX* y, const SeamNorm& norm, const SeamShape& shape, cudaStream_t stream);
 void norm_rows_backward(floatX* d, const floatX* x, const SeamNorm& norm, const SeamShape& shape, float* scratch,
                         cudaStream_t stream);

@@ -8,8 +8,8 @@ void StreamRule::plan(Planner& planner) {
     p_ = x_;
     // x_0 has its own buffer also in inference: rules may come back to it.
     planner.want("stream", N * C, x_[0]);
-    want_seams(planner, "stream", N * C, x_, training, ring(), [&](int s) { return s > 0; });
-    want_seams(planner, "stream", N * C, p_, training, 1, [&](int s) { return s > 0 && shape_.post(s); });
+    want_state(planner, "stream", N * C, x_, ring(), [](int s) { return s > 0; });
+    want_inside(planner, "stream", N * C, p_, [&](int s) { return s > 0 && shape_.post(s); });
     if (has_entry()) planner.want("stream", N * C, entry_);
     if (!training) return;
     planner.want("backward", N * C, dx_);

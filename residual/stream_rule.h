@@ -8,6 +8,7 @@ class StreamRule : public Rule {
     void plan(Planner& planner) override;
     void forward(const Pass& pass, int s) override;
     void backward(const Pass& pass, int s) override;
+    void input_again(const Pass& pass, int s) override { norm_again(pass, s, x_[static_cast<size_t>(s)]); }
     floatX* embedding() override { return has_entry() ? entry_ : x_[0]; }
     floatX* input(int s) override { return shape_.in(s) ? z_[static_cast<size_t>(s)] : x_[static_cast<size_t>(s)]; }
     floatX* output(int s) override;
@@ -17,6 +18,7 @@ class StreamRule : public Rule {
     const floatX* stream(int s) override { return x_[static_cast<size_t>(s)]; }
 
   protected:
+    bool can_drop_inside() const override { return true; }
     // The functor of seam s >= 1; the default is vanilla.
     virtual void seam_forward(const SeamForward& seam, const SeamShape& shape, const Pass& pass, int s);
     virtual void seam_backward(SeamBackward& seam, const SeamShape& shape, const Pass& pass, int s);

@@ -13,7 +13,7 @@ void StreamsRule::plan(Planner& planner) {
     planner.want("streams", N * C, x0_);
     if (shape_.post(0)) planner.want("streams", N * C, entry_);
     read_.assign(static_cast<size_t>(shape_.last()) + 1, nullptr);
-    want_seams(planner, "sublayer inputs", N * C, read_, shape_.training, 1, [&](int s) { return !shape_.in(s); });
+    want_seams(planner, "sublayer inputs", N * C, read_, keeps_inputs(), 1, [&](int s) { return !shape_.in(s); });
     if (!shape_.training) return;
     planner.want("backward", N * n_ * C, D_);
     planner.want("backward", N * C, du_);

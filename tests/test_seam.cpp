@@ -196,7 +196,14 @@ void check_seam(Random& random, const Problem& q, bool last = false, bool in_pla
     if (q.post.present && !q.first) CHECK(relative_error(to_double(p.read()), want.p) < one_rounding);
     // The saved values are rounded before each norm: one rounding more for each that stands before.
     CHECK(relative_error(to_double(got_stream), want.x_new) < (q.post.present ? 2 : 1) * one_rounding);
-    if (q.in.present) CHECK(relative_error(to_double(z.read()), want.z) < 3 * one_rounding);
+    if (q.in.present) {
+        CHECK(relative_error(to_double(z.read()), want.z) < 3 * one_rounding);
+        // Once more from what was saved: the same bits.
+        Device<floatX> z_again(n);
+        z_again.poison();
+        norm_rows_again(stream, z_again.data, in.seam, shape, nullptr);
+        CHECK(memcmp(z_again.read().data(), z.read().data(), n * sizeof(floatX)) == 0);
+    }
 
     // Backward, from the values that the kernel has saved; so only the results are rounded.
     Vec saved_x = to_double(got_stream), saved_p = q.first ? to_double(x) : q.post.present ? to_double(p.read()) : Vec(n);
