@@ -13,13 +13,13 @@ const std::vector<Recompute> levels = {Recompute::none, Recompute::gelu, Recompu
 
 const std::string& level_name(Recompute level) { return recompute_names()[static_cast<size_t>(level)]; }
 
-// What two updates give, of two and one micro-batches, with an evaluation in between.
+// What updates give, the first of two micro-batches with an evaluation in between.
 struct Outcome {
-    std::vector<float> grads[2];
+    std::vector<std::vector<float>> grads;
     std::vector<double> variances, numbers;  // losses and gradient norms
 };
 
-Outcome outcome(const ModelConfig& config, Recompute level) {
+Outcome outcome(const ModelConfig& config, Recompute level, int updates = 2) {
     Outcome out;
     ModelPtr model = model_create(config, B, T, Use::training, level);
     const Registry& registry = model_registry(*model);
@@ -34,15 +34,14 @@ Outcome outcome(const ModelConfig& config, Recompute level) {
         const std::vector<int> tokens = recipe_tokens(first, b * t + 1, config.vocab);
         model_forward_backward(*model, tokens.data(), tokens.data() + 1, b, t, 1.0 / (B * T));
     };
-    for (int step = 1; step <= 2; step++) {
+    for (int step = 1; step <= updates; step++) {
         learn(100 * step, B, T);
         const std::vector<int> other = recipe_tokens(7, T + 1, config.vocab);
         out.numbers.push_back(model_loss(*model, other.data(), other.data() + 1, 1, T));
         if (step == 1) learn(200, 1, T - 1);
         model_average_grads(*model, nullptr);
-        std::vector<float>& grads = out.grads[step - 1];
-        grads.resize(static_cast<size_t>(registry.arena));
-        model_read_grads(*model, grads.data());
+        out.grads.emplace_back(static_cast<size_t>(registry.arena));
+        model_read_grads(*model, out.grads.back().data());
         for (double variance : model_stream_variances(*model)) out.variances.push_back(variance);
         out.numbers.push_back(model_take_loss(*model));
         out.numbers.push_back(model_update(*model, UpdateSettings{}, step));
@@ -51,17 +50,16 @@ Outcome outcome(const ModelConfig& config, Recompute level) {
 }
 
 void check_same(const Outcome& got, const Outcome& want) {
-    CHECK((got.grads[0] == want.grads[0]));  // not printed: they are long
-    CHECK((got.grads[1] == want.grads[1]));  // not printed: they are long
+    CHECK((got.grads == want.grads));  // not printed: they are long
     CHECK(got.variances == want.variances);
     CHECK(got.numbers == want.numbers);
 }
 
-void check_levels(const ModelConfig& config) {
-    const Outcome want = outcome(config, Recompute::none);
-    for (Recompute level : {Recompute::gelu, Recompute::norm, Recompute::block}) {
+void check_levels(const ModelConfig& config, const std::vector<Recompute>& compared = levels, int updates = 2) {
+    const Outcome want = outcome(config, Recompute::none, updates);
+    for (Recompute level : compared) {
         INFO("--recompute " << level_name(level));
-        check_same(outcome(config, level), want);
+        check_same(outcome(config, level, updates), want);
     }
 }
 
@@ -99,7 +97,7 @@ TEST_CASE("recomputation changes no bit with any rule and norm scheme", "[recomp
         INFO("case " << name);
         ModelConfig config = case_config(one);
         if (config.arch == Arch::gpt2) config.activation = Activation::gelu;
-        check_levels(config);
+        check_levels(config, {Recompute::norm, Recompute::block}, 1);  // gelu asks nothing of a rule
         cases++;
     }
     CHECK(cases > (prefix.empty() ? 40 : 1));
