@@ -49,7 +49,7 @@ using ModelPtr = std::unique_ptr<Model, ModelDeleter>;
 
 // Allocates everything for micro-batches of up to B sequences of up to T tokens. UserError when it cannot fit into the
 // free memory, predicted before anything is allocated.
-// recompute (training only) trades memory for time; gradients stay the same.
+// recompute (training only) trades memory for time; gradients stay the same (residual/recompute.h).
 ModelPtr model_create(const ModelConfig& config, int B, int T, Use use, Recompute recompute = Recompute::none);
 const ModelConfig& model_config(const Model& model);
 const Registry& model_registry(const Model& model);

@@ -1,5 +1,6 @@
 // What of a forward pass is not kept for the backward pass but computed again there. Each level includes the one
-// before; gradients do not change.
+// before; gradients stay the same, bit for bit. One rounding differs where the library's product applies GELU itself, as
+// in bf16 it may: levels gelu and norm apply it to the rounded input instead, which they can have again.
 //
 //     gelu    the output of the activation, from its input
 //     norm    what sublayers read, from the stream in front of the norm and the norm's statistics
