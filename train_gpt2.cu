@@ -15,7 +15,6 @@
 #include "dataloader/prefetch.h"
 #include "dataloader/tokenizer.h"
 #include "driver/dry_run.h"
-#include "driver/layer_stats.h"
 #include "driver/load.h"
 #include "driver/log.h"
 #include "driver/machine.h"
@@ -23,11 +22,10 @@
 #include "driver/program.h"
 #include "driver/sampler.h"
 #include "driver/tuning.h"
+#include "driver/update_log.h"
 #include "eval/tasks.h"
 #include "model/model.h"
 #include "parallel/rendezvous.h"
-
-constexpr int MAX_SKIPS = 10;  // updates without a finite gradient norm, in a row, before the run gives up
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Signals: the handler leaves a mark, the loop sees it after the update and ends with a checkpoint.
@@ -327,70 +325,67 @@ static int train_loop(Run& run) {
     Prefetcher batches(run.train);
     const double run_start = seconds_now();
     bool dump = !o.dump_grads.empty();
-    int skips = 0;
+    UpdateLog updates(*run.model, run.log);
     LayerStats layer_stats;
 
     for (int number : {SIGINT, SIGTERM, SIGUSR1}) std::signal(number, on_signal);  // mpirun passes only the last one on
+    model_use_graphs(*run.model, o.graph);
     model_set_time(*run.model, run.state.step, run.micro_steps);
+    model_start_clock(*run.model);
     for (int64_t step = run.state.step + 1; step <= o.steps; step++) {
-        const double step_start = seconds_now();
-        const bool watch = o.layer_stats_every > 0 && step % o.layer_stats_every == 0 && run.rank == 0;
-        model_watch(*run.model, watch);
+        const bool last = step == o.steps;
+        auto every = [&](int64_t n) { return n > 0 && step % n == 0; };
+        const bool watch = every(o.layer_stats_every), watch_here = watch && run.rank == 0;
+        model_watch(*run.model, watch_here);
         for (int64_t micro = 0; micro < run.micro_steps; micro++) {
             const Batch batch = batches.next(model_stream(*run.model));
-            model_forward_backward(*run.model, batch.inputs, batch.targets, run.B, run.T, loss_scale);
+            model_forward_backward_device(*run.model, batch.device, batch.count, run.B, run.T, loss_scale);
             run.state.at = batch.after;
         }
         model_average_grads(*run.model, run.comm);
         if (dump && run.rank == 0) dump_gradients(run);
         dump = false;
         settings.lr = o.lr * schedule_at(run.schedule, step - 1);
-        if (watch) layer_stats.before_update(*run.model);
-        const double grad_norm = model_update(*run.model, settings, step);
-        double sums[2] = {model_take_loss(*run.model), static_cast<double>(signal_seen)};
-        comm_sum(run.comm, sums, 2);
-        const double loss = sums[0] / static_cast<double>(run.total_batch);
-        const bool stop = sums[1] > 0;
+        if (watch_here) layer_stats.before_update(*run.model);
+        const bool signalled = signal_seen != 0;
+        model_update(*run.model, settings, step, run.comm, signalled);
         run.state.step = step;
         run.state.tokens += run.total_batch;
-        if (std::isfinite(grad_norm)) run.state.last_change = step;
-        log_step(run.log, {step, run.state.tokens, run.total_batch, loss, grad_norm, settings.lr,
-                           (seconds_now() - step_start) * 1e3, run.machine.peak_flops * run.ranks, flops});
-        if (watch) layer_stats.log(*run.model, run.log, step);
+        updates.add({step, run.state.tokens, run.total_batch, 0, 0, settings.lr, 0,
+                     run.machine.peak_flops * run.ranks, flops},
+                    watch_here ? &layer_stats : nullptr);
 
-        // A gradient that is no number leaves the weights as they were (model_update); a loss that is none comes from
-        // the weights themselves, and no further update mends them.
-        skips = std::isfinite(grad_norm) ? 0 : skips + 1;
-        if (skips > 0) log_skip(run.log, step, "the gradient norm is not finite");
-        if (!std::isfinite(loss) || skips == MAX_SKIPS) {
-            log_end(run.log, step, "diverged", seconds_now() - run_start);
-            if (run.rank == 0) {
-                const std::string what = std::isfinite(loss)
-                                             ? format("%d updates in a row had no finite gradient", MAX_SKIPS)
-                                             : std::string("the loss is not finite");
+        // The result of the update before this one, and of this one too where its weights are needed. All ranks decide
+        // alike: what one rank knows alone may not keep it from the next update, in which the others wait for it.
+        const bool val = run.val_batches > 0 && every(o.val_every.value_or(0)), eval = every(o.eval_every.value_or(0));
+        const bool sample = every(o.sample_every), save = every(o.save_every);
+        const bool needed = last || watch || val || eval || sample || save || (signalled && run.ranks == 1);
+        while (updates.waiting() > (needed || updates.stop() ? 0 : 1)) {
+            const std::string why = updates.take();
+            if (updates.last_change() > 0) run.state.last_change = updates.last_change();
+            if (why.empty()) continue;
+            log_end(run.log, updates.last_taken(), "diverged", seconds_now() - run_start);
+            if (run.rank == 0)
                 print_error("train_gpt2",
                             format("step %lld: %s, the run has diverged; lower --lr, or lengthen --warmup",
-                                   static_cast<long long>(step), what.c_str()));
-            }
+                                   static_cast<long long>(updates.last_taken()), why.c_str()));
             return EXIT_DIVERGED;
         }
+        const bool stop = updates.stop();
+        if (!needed && !stop) continue;
 
-        const bool last = step == o.steps;
-        auto due = [&](int64_t every) { return last || (!stop && every > 0 && step % every == 0); };
-        if (run.val_batches > 0 && due(o.val_every.value_or(0))) {
-            const double val_loss = validate(run);
-            log_val(run.log, step, val_loss);
-        }
-        if (due(o.eval_every.value_or(0))) {
+        if (run.val_batches > 0 && (last || (val && !stop))) log_val(run.log, step, validate(run));
+        if (last || (eval && !stop)) {
             for (const Task& task : run.evals)
                 log_eval(run.log, step, run_task(*run.model, task, *run.tokenizer, {run.B, run.T}, run.comm));
         }
-        if (run.rank == 0 && o.sample_every > 0 && due(o.sample_every)) print_sample(run, step);
-        if (stop || last || (o.save_every > 0 && step % o.save_every == 0)) save_checkpoint(run);
+        if (run.rank == 0 && o.sample_every > 0 && (last || (sample && !stop))) print_sample(run, step);
+        if (stop || last || save) save_checkpoint(run);
         if (stop && !last) {
             log_end(run.log, step, "signal", seconds_now() - run_start);
             return EXIT_SIGNAL;
         }
+        model_start_clock(*run.model);
     }
     log_end(run.log, o.steps, "complete", seconds_now() - run_start);
     return EXIT_DONE;

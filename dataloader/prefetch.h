@@ -1,5 +1,5 @@
-// Micro-batches read ahead: a thread of its own takes them from the loader (page faults and disk included) and puts
-// them into pinned memory, from which the device copies them while the training thread goes on.
+// Micro-batches read ahead: a thread of its own takes them from the loader (page faults and disk included), groups
+// their tokens, and copies them to the device on a stream of its own, while the training thread and the device go on.
 #pragma once
 #include <condition_variable>
 #include <mutex>
@@ -10,8 +10,8 @@
 #include "kernels/common.cuh"
 
 struct Batch {
-    const int* inputs;     // (B,T) pinned
-    const int* targets;    // (B,T) pinned
+    const int* device;     // inputs (B,T) | targets (B,T) | groups of the inputs (kernels/embedding.cuh)
+    size_t count;          // ints
     LoaderPosition after;  // where the loader stands behind it: what a checkpoint keeps
 };
 
@@ -23,15 +23,18 @@ class Prefetcher {
     Prefetcher(const Prefetcher&) = delete;
     Prefetcher& operator=(const Prefetcher&) = delete;
 
-    // The next micro-batch, waiting for it if need be; it stays valid until the next call. What has been queued on
-    // `stream` by then may still read it: its memory is only written again when the stream has passed this point.
+    // The next micro-batch, waiting for the loader if need be. Work queued on `stream` from here to the next call may
+    // read it: `stream` waits for its copy, and its memory is only written again when the stream has passed that call.
     Batch next(cudaStream_t stream);
 
   private:
     struct Slot {
-        int* tokens = nullptr;  // (2,B,T) pinned: inputs, targets
+        int* pinned = nullptr;  // as in Batch
+        int* device = nullptr;
+        size_t count = 0;
         LoaderPosition after;
-        cudaEvent_t read = nullptr;  // passed when the device has read it
+        cudaEvent_t copied = nullptr;  // it is on the device
+        cudaEvent_t read = nullptr;    // it has been read there
     };
     void fill();
     Loader loader_;
@@ -41,5 +44,6 @@ class Prefetcher {
     int64_t filled_ = 0, given_ = 0, released_ = 0;  // micro-batches so far; slot = number % slots
     bool stop_ = false;
     int device_ = 0;
+    cudaStream_t stream_ = nullptr;
     std::thread thread_;
 };

@@ -133,6 +133,9 @@ void add_run_options(CLI::App& app, TrainOptions& o) {
     app.add_option("--dump-grads", o.dump_grads, "write every gradient of the first update, before clipping")
         ->group(group)
         ->type_name("FILE");
+    app.add_flag("--graph,!--no-graph", o.graph, "training passes as CUDA graphs; --no-graph launches every kernel")
+        ->group(group)
+        ->default_str("true");
 }
 
 void add_optimizer_options(CLI::App& app, TrainOptions& o) {

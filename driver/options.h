@@ -40,6 +40,7 @@ struct TrainOptions {
     std::optional<double> memory;  // GiB
     std::string dump_grads;
     bool tune_gemms = true;
+    bool graph = true;
 
     // Optimizer
     std::string optimizer = "adamw", decay = "2d", layerwise_lr = "none";

@@ -85,6 +85,7 @@ __device__ __forceinline__ void store_values(floatX* out, const float (&x)[VALUE
 
 template <class Function>
 __global__ void __launch_bounds__(THREADS) forward_kernel(floatX* out, const floatX* pre, int64_t packs) {
+    wait_for_previous();
     float x[VALUES];
     load_values(x, pre, packs);
 #pragma unroll
@@ -95,6 +96,7 @@ __global__ void __launch_bounds__(THREADS) forward_kernel(floatX* out, const flo
 template <class Function>
 __global__ void __launch_bounds__(THREADS)
     backward_kernel(floatX* dpre, const floatX* dout, const floatX* pre, int64_t packs) {
+    wait_for_previous();
     float x[VALUES], d[VALUES];
     load_values(x, pre, packs);
     load_values(d, dout, packs);
@@ -118,7 +120,7 @@ void activation_forward(floatX* out, const floatX* pre, Activation act, int64_t 
     CHECK(act != Activation::swiglu);
     int64_t packs = packs_of(n);
     auto kernel = act == Activation::gelu_new ? forward_kernel<GeluNew> : forward_kernel<Gelu>;
-    launch(kernel, grid_for(packs), dim3(THREADS), 0, stream, out, pre, packs);
+    launch_early(kernel, grid_for(packs), dim3(THREADS), 0, stream, out, pre, packs);
 }
 
 void activation_backward(floatX* dpre, const floatX* dout, const floatX* pre, Activation act, int64_t n,
@@ -126,5 +128,5 @@ void activation_backward(floatX* dpre, const floatX* dout, const floatX* pre, Ac
     CHECK(act != Activation::swiglu);
     int64_t packs = packs_of(n);
     auto kernel = act == Activation::gelu_new ? backward_kernel<GeluNew> : backward_kernel<Gelu>;
-    launch(kernel, grid_for(packs), dim3(THREADS), 0, stream, dpre, dout, pre, packs);
+    launch_early(kernel, grid_for(packs), dim3(THREADS), 0, stream, dpre, dout, pre, packs);
 }

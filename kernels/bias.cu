@@ -17,6 +17,8 @@ struct Shared {
 // partial (gridDim.y, OC)
 __global__ void __launch_bounds__(WARP* ROWS)
     column_sums_kernel(float* partial, const floatX* dout, const float* scale, int64_t N, int OC) {
+    wait_for_previous();
+    launch_next_early();
     Shared& shared = shared_as<Shared>();
     int c = (blockIdx.x * WARP + threadIdx.x) * PackX::size;
     float sum[PackX::size] = {};
@@ -63,7 +65,7 @@ void bias_backward(float* dbias, const floatX* dout, float* scratch, int64_t N, 
     int row_blocks = max_row_blocks(OC);
     if (needed < row_blocks) row_blocks = static_cast<int>(needed);
     dim3 grid(ceil_div(OC, SLAB), row_blocks);
-    launch(column_sums_kernel, grid, dim3(WARP, ROWS), sizeof(Shared), stream, scratch, dout, scale, N,
+    launch_early(column_sums_kernel, grid, dim3(WARP, ROWS), sizeof(Shared), stream, scratch, dout, scale, N,
            OC);
     PartialTargets target;
     target.total[0] = dbias;

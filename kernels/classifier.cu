@@ -101,6 +101,7 @@ struct Step {
 // A row per threadIdx.y.
 __global__ void __launch_bounds__(MAX_THREADS) cached_kernel(floatX* logits, float* losses, const int* targets,
                                                             float dloss, int64_t N, int V, int Vp, bool write_dlogits) {
+    wait_for_previous();
     int64_t n = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
     if (n >= N) return;  // several rows in a block are warps, which do not wait for each other
     floatX* row = logits + n * Vp;
@@ -199,6 +200,7 @@ struct Resident {
 
 __global__ void __launch_bounds__(RESIDENT_THREADS)
     resident_kernel(floatX* logits, float* losses, const int* targets, float dloss, int64_t N, int V, int Vp) {
+    wait_for_previous();
     const Resident row(V, Vp);
     int64_t n = blockIdx.x;  // the grid has no more blocks than rows
     for (int stage = 0; stage < STAGES; stage++) {
@@ -260,6 +262,7 @@ struct SumShared {
 };
 
 __global__ void __launch_bounds__(MAX_THREADS) sum_losses_kernel(double* total, const float* losses, int64_t N) {
+    wait_for_previous();
     double sum = 0.0;
     for (int64_t n = threadIdx.x; n < N; n += blockDim.x) sum += static_cast<double>(losses[n]);
     sum = block_sum(sum, shared_as<SumShared>().scratch);
@@ -296,7 +299,7 @@ void classifier_with(ClassifierKernel kernel, floatX* logits, float* losses, con
     if (kernel == ClassifierKernel::cached) {
         const int threads = cached_threads(Vp), rows = threads == WARP ? MAX_ROWS : 1;
         const unsigned blocks = static_cast<unsigned>(ceil_div(N, static_cast<int64_t>(rows)));
-        launch(cached_kernel, blocks, dim3(threads, rows), sizeof(Shared), stream, logits, losses, targets, dloss, N, V,
+        launch_early(cached_kernel, blocks, dim3(threads, rows), sizeof(Shared), stream, logits, losses, targets, dloss, N, V,
                Vp, write_dlogits);
         return;
     }
@@ -306,10 +309,10 @@ void classifier_with(ClassifierKernel kernel, floatX* logits, float* losses, con
     const int reserved = 1024;  // of each block, by the system
     const int blocks = 2 * (bytes + reserved) <= static_cast<size_t>(shared_bytes) ? 2 : 1;  // of a multiprocessor
     const int64_t grid = static_cast<int64_t>(multiprocessors()) * blocks;
-    launch(resident_kernel, static_cast<unsigned>(N < grid ? N : grid), RESIDENT_THREADS / blocks, bytes, stream,
+    launch_early(resident_kernel, static_cast<unsigned>(N < grid ? N : grid), RESIDENT_THREADS / blocks, bytes, stream,
            logits, losses, targets, dloss, N, V, Vp);
 }
 
 void sum_losses(double* total, const float* losses, int64_t N, cudaStream_t stream) {
-    launch(sum_losses_kernel, 1, MAX_THREADS, sizeof(SumShared), stream, total, losses, N);
+    launch_early(sum_losses_kernel, 1, MAX_THREADS, sizeof(SumShared), stream, total, losses, N);
 }

@@ -8,6 +8,7 @@
 
 #include <collectives.cuh>  // shared_as, warp_sum, row_sum, block_sum
 #include <cstdint>
+#include <grid_order.cuh>  // wait_for_previous, launch_next_early
 #include <utility>
 
 #include "kernels/error.h"
@@ -65,16 +66,29 @@ __device__ __forceinline__ void store_pack(T* p, const Pack<T>& pack) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Checked calls
 
+// What a call on a capturing stream throws when it cannot be part of a graph: whoever captures goes on without one.
+struct CaptureFailed : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
 inline void cuda_check(cudaError_t status, const char* call, const char* file, int line) {
-    if (status != cudaSuccess) programming_error(call, cudaGetErrorString(status), file, line);
+    if (status == cudaSuccess) return;
+    if (status >= cudaErrorStreamCaptureUnsupported && status <= cudaErrorStreamCaptureWrongThread)
+        throw CaptureFailed(format("%s:%d: %s: %s", file, line, call, cudaGetErrorString(status)));
+    programming_error(call, cudaGetErrorString(status), file, line);
 }
 #define CUDA_CHECK(call) cuda_check((call), #call, __FILE__, __LINE__)
 
 // launch(kernel, grid, block, shared_bytes, stream, args...): the only way a kernel is started.
 // Arguments are converted to the kernel's parameter types, as in a direct call.
 // launch_together, for a grid whose blocks wait for each other: it runs when all of them fit on the card at once.
+// launch_early, for short kernels: the grid may begin while what was launched before it still runs, which hides the cost
+// of a launch. Every thread of such a kernel calls wait_for_previous() first of all, without a condition and before it
+// touches device memory or returns. That all of them do is what makes chains safe: a grid that has ended has waited for
+// the one before it, so whoever waits for its end waits for all earlier ones too. A kernel may call
+// launch_next_early() to let an early launch behind it begin; without, that happens when its blocks end.
 template <class... Params, class... Args>
-void launch_as(bool together, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+void launch_as(cudaLaunchAttributeID how, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
                cudaStream_t stream, Args&&... args) {
     if (shared_bytes > 48 * 1024) {  // more than the default must be asked for, once per kernel; asking again is cheap
         CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
@@ -86,21 +100,30 @@ void launch_as(bool together, void (*kernel)(Params...), dim3 grid, dim3 block, 
     config.dynamicSmemBytes = shared_bytes;
     config.stream = stream;
     cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeCooperative;
-    attribute.val.cooperative = 1;
+    attribute.id = how;
+    if (how == cudaLaunchAttributeCooperative) attribute.val.cooperative = 1;
+    if (how == cudaLaunchAttributeProgrammaticStreamSerialization)
+        attribute.val.programmaticStreamSerializationAllowed = 1;
     config.attrs = &attribute;
-    config.numAttrs = together ? 1 : 0;
+    config.numAttrs = how == cudaLaunchAttributeIgnore ? 0 : 1;
     CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
 }
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
             Args&&... args) {
-    launch_as(false, kernel, grid, block, shared_bytes, stream, std::forward<Args>(args)...);
+    launch_as(cudaLaunchAttributeIgnore, kernel, grid, block, shared_bytes, stream, std::forward<Args>(args)...);
 }
 template <class... Params, class... Args>
 void launch_together(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                      Args&&... args) {
-    launch_as(true, kernel, grid, block, shared_bytes, stream, std::forward<Args>(args)...);
+    launch_as(cudaLaunchAttributeCooperative, kernel, grid, block, shared_bytes, stream, std::forward<Args>(args)...);
+}
+template <class... Params, class... Args>
+void launch_early(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                  Args&&... args) {
+    static const bool early = can_launch_early(reinterpret_cast<const void*>(kernel));
+    launch_as(early ? cudaLaunchAttributeProgrammaticStreamSerialization : cudaLaunchAttributeIgnore, kernel, grid,
+              block, shared_bytes, stream, std::forward<Args>(args)...);
 }
 
 // Multiprocessors of the current device (OpenMP threads on the CPU machine): sizes persistent grids.

@@ -8,6 +8,8 @@
 // blocks of its own, in which the warps share out the positions and add up in a fixed order.
 #include "kernels/embedding.cuh"
 
+#include <vector>
+
 namespace {
 
 constexpr int ROWS = 8;          // warps, each with a row, in a block
@@ -33,6 +35,7 @@ __device__ __forceinline__ void accumulate(float* out, const float* sum) {
 
 __global__ void __launch_bounds__(WARP* ROWS) forward_kernel(floatX* x, const int* tokens, const floatX* wte,
                                                              const floatX* wpe, int N, int T, int C) {
+    wait_for_previous();
     int n = blockIdx.x * ROWS + threadIdx.y;
     if (n >= N) return;
     const floatX* token_row = wte + static_cast<int64_t>(tokens[n]) * C;
@@ -49,19 +52,28 @@ __global__ void __launch_bounds__(WARP* ROWS) forward_kernel(floatX* x, const in
     }
 }
 
+// The parts of what group_tokens() makes.
+struct Groups {
+    int count;
+    const int *token, *start, *position;
+    __device__ __forceinline__ explicit Groups(const int* data)
+        : count(data[0]), token(data + 1), start(token + count), position(start + count + 1) {}
+};
+
 __global__ void __launch_bounds__(WARP* ROWS)
-    backward_rare_kernel(float* dwte, const floatX* dx, const int* groups, int num_unique, int C) {
+    backward_rare_kernel(float* dwte, const floatX* dx, const int* groups, int C) {
+    wait_for_previous();
+    launch_next_early();
+    const Groups g(groups);
     int u = blockIdx.x * ROWS + threadIdx.y;
-    if (u >= num_unique) return;
-    const int* start = groups + num_unique;
-    const int* position = start + num_unique + 1;
-    int begin = start[u], end = start[u + 1];
+    if (u >= g.count) return;
+    int begin = g.start[u], end = g.start[u + 1];
     if (end - begin > FREQUENT) return;
-    float* out = dwte + static_cast<int64_t>(groups[u]) * C;
+    float* out = dwte + static_cast<int64_t>(g.token[u]) * C;
     for (int c = threadIdx.x * PackX::size; c < C; c += WARP * PackX::size) {
         float sum[PackX::size] = {};
 #pragma unroll 4
-        for (int i = begin; i < end; i++) add_to(sum, dx + static_cast<int64_t>(position[i]) * C + c);
+        for (int i = begin; i < end; i++) add_to(sum, dx + static_cast<int64_t>(g.position[i]) * C + c);
         accumulate(out + c, sum);
     }
 }
@@ -72,10 +84,12 @@ struct Shared {
 
 // Block (u, slice of 32 packs). Frequent tokens come first in groups.
 __global__ void __launch_bounds__(WARP* SLICES)
-    backward_frequent_kernel(float* dwte, const floatX* dx, const int* groups, int num_unique, int C) {
-    const int* start = groups + num_unique;
-    const int* position = start + num_unique + 1;
-    int begin = start[blockIdx.x], end = start[blockIdx.x + 1];
+    backward_frequent_kernel(float* dwte, const floatX* dx, const int* groups, int C) {
+    wait_for_previous();
+    launch_next_early();
+    const Groups g(groups);
+    if (static_cast<int>(blockIdx.x) >= g.count) return;
+    int begin = g.start[blockIdx.x], end = g.start[blockIdx.x + 1];
     if (end - begin <= FREQUENT) return;
     Shared& shared = shared_as<Shared>();
     int c = (blockIdx.y * WARP + threadIdx.x) * PackX::size;
@@ -83,7 +97,7 @@ __global__ void __launch_bounds__(WARP* SLICES)
     if (c < C) {
 #pragma unroll 4
         for (int i = begin + static_cast<int>(threadIdx.y); i < end; i += SLICES)
-            add_to(sum, dx + static_cast<int64_t>(position[i]) * C + c);
+            add_to(sum, dx + static_cast<int64_t>(g.position[i]) * C + c);
     }
 #pragma unroll
     for (int j = 0; j < PackX::size; j++) shared.sum[threadIdx.y][threadIdx.x * PackX::size + j] = sum[j];
@@ -93,11 +107,12 @@ __global__ void __launch_bounds__(WARP* SLICES)
 #pragma unroll
         for (int j = 0; j < PackX::size; j++) sum[j] += shared.sum[y][threadIdx.x * PackX::size + j];
     }
-    accumulate(dwte + static_cast<int64_t>(groups[blockIdx.x]) * C + c, sum);
+    accumulate(dwte + static_cast<int64_t>(g.token[blockIdx.x]) * C + c, sum);
 }
 
 __global__ void __launch_bounds__(WARP* ROWS)
     backward_positions_kernel(float* dwpe, const floatX* dx, int B, int T, int C) {
+    wait_for_previous();
     int t = blockIdx.x * ROWS + threadIdx.y;
     if (t >= T) return;
     float* out = dwpe + static_cast<int64_t>(t) * C;
@@ -131,10 +146,10 @@ void embedding_forward(floatX* x, const int* tokens, const floatX* wte, const fl
     CHECK(C % PackX::size == 0);
     int N = B * T;
     if (N == 0) return;
-    launch(forward_kernel, ceil_div(N, ROWS), dim3(WARP, ROWS), 0, stream, x, tokens, wte, wpe, N, T, C);
+    launch_early(forward_kernel, ceil_div(N, ROWS), dim3(WARP, ROWS), 0, stream, x, tokens, wte, wpe, N, T, C);
 }
 
-void group_tokens(TokenGroups& groups, const int* tokens, int N) {
+size_t group_tokens(int* groups, const int* tokens, int N) {
     std::vector<int> key(tokens, tokens + N), position(N);
     for (int i = 0; i < N; i++) position[i] = i;
     radix_sort(position, key);
@@ -152,9 +167,8 @@ void group_tokens(TokenGroups& groups, const int* tokens, int N) {
     }
     radix_sort(run, rarity);
 
-    groups.num_unique = U;
-    groups.data.resize(2 * static_cast<size_t>(U) + 1 + N);
-    int* token = groups.data.data();
+    groups[0] = U;
+    int* token = groups + 1;
     int* start = token + U;
     int* out = start + U + 1;
     int filled = 0;
@@ -164,23 +178,24 @@ void group_tokens(TokenGroups& groups, const int* tokens, int N) {
         for (int i = run_start[run[u]]; i < run_start[run[u] + 1]; i++) out[filled++] = position[i];
     }
     start[U] = filled;
+    return 2 * static_cast<size_t>(U) + 2 + N;
 }
 
-void embedding_backward_tokens(float* dwte, const floatX* dx, const int* groups, int num_unique, int N, int C,
+void embedding_backward_tokens(float* dwte, const floatX* dx, const int* groups, int N, int V, int C,
                                cudaStream_t stream) {
     CHECK(C % PackX::size == 0);
-    if (num_unique == 0) return;
-    int most = N / (FREQUENT + 1);  // so many tokens can be frequent at most
-    int frequent = num_unique < most ? num_unique : most;
+    if (N == 0) return;
+    const int tokens = N < V ? N : V, most = N / (FREQUENT + 1);  // at most so many different, and so many frequent
+    const int frequent = tokens < most ? tokens : most;
     if (frequent > 0) {
         dim3 grid(frequent, ceil_div(C, WARP * PackX::size));
-        launch(backward_frequent_kernel, grid, dim3(WARP, SLICES), sizeof(Shared), stream, dwte, dx, groups, num_unique, C);
+        launch_early(backward_frequent_kernel, grid, dim3(WARP, SLICES), sizeof(Shared), stream, dwte, dx, groups, C);
     }
-    launch(backward_rare_kernel, ceil_div(num_unique, ROWS), dim3(WARP, ROWS), 0, stream, dwte, dx, groups, num_unique, C);
+    launch_early(backward_rare_kernel, ceil_div(tokens, ROWS), dim3(WARP, ROWS), 0, stream, dwte, dx, groups, C);
 }
 
 void embedding_backward_positions(float* dwpe, const floatX* dx, int B, int T, int C, cudaStream_t stream) {
     CHECK(C % PackX::size == 0);
     if (B == 0 || T == 0) return;
-    launch(backward_positions_kernel, ceil_div(T, ROWS), dim3(WARP, ROWS), 0, stream, dwpe, dx, B, T, C);
+    launch_early(backward_positions_kernel, ceil_div(T, ROWS), dim3(WARP, ROWS), 0, stream, dwpe, dx, B, T, C);
 }

@@ -11,6 +11,8 @@ struct Shared {
 // One column per threadIdx.x; threadIdx.y takes every blockDim.y-th row, and row 0 of the block adds the slices up.
 __global__ void __launch_bounds__(WARP* MAX_SLICES)
     add_partials_kernel(PartialTargets target, const float* partial, int rows, int M, int C, bool accumulate) {
+    wait_for_previous();
+    launch_next_early();
     float* total = target.total[blockIdx.y];
     if (total == nullptr) return;
     int c = blockIdx.x * WARP + threadIdx.x;
@@ -40,6 +42,6 @@ void add_partials(const PartialTargets& target, const float* partial, int rows, 
     // Slices shorten the chain of dependent loads; a few rows need none, and then no barrier either.
     int slices = rows >= 256 ? MAX_SLICES : rows >= 64 ? 8 : 1;
     dim3 grid(ceil_div(C, WARP), M), block(WARP, slices);
-    launch(add_partials_kernel, grid, block, slices > 1 ? sizeof(Shared) : 0, stream, target, partial, rows, M, C,
+    launch_early(add_partials_kernel, grid, block, slices > 1 ? sizeof(Shared) : 0, stream, target, partial, rows, M, C,
            accumulate);
 }

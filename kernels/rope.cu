@@ -21,6 +21,7 @@ struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Elements {
 template <int N, bool BACKWARD>
 __global__ void __launch_bounds__(THREADS) rope_kernel(floatX* qkv, const float* table, int rows, int T, int heads,
                                                        int HS, int stride, int parts, int groups) {
+    wait_for_previous();
     using Part = Elements<floatX, N>;
     const unsigned index = blockIdx.x * THREADS + threadIdx.x;
     const unsigned part = index % parts, group = index / parts % groups, row = index / parts / groups;
@@ -67,7 +68,7 @@ void rotate(floatX* qkv, const float* table, int B, int T, int NH, int NKV, int 
     CHECK(threads < INT32_MAX);
     const dim3 grid(static_cast<unsigned>(ceil_div(threads, static_cast<int64_t>(THREADS))));
     auto kernel = whole ? rope_kernel<PackX::size, BACKWARD> : rope_kernel<PackX::size / 2, BACKWARD>;
-    launch(kernel, grid, dim3(THREADS), 0, stream, qkv, table, static_cast<int>(rows), T, heads, HS,
+    launch_early(kernel, grid, dim3(THREADS), 0, stream, qkv, table, static_cast<int>(rows), T, heads, HS,
            (NH + 2 * NKV) * HS, parts, groups);
 }
 

@@ -35,6 +35,7 @@ __device__ __forceinline__ void store_values(floatX* to, const float (&x)[VALUES
 
 __global__ void __launch_bounds__(THREADS)
     forward_kernel(floatX* act, const floatX* gate_up, unsigned packs, unsigned width) {
+    wait_for_previous();
     float gate[VALUES], up[VALUES];
 #pragma unroll
     for (int k = 0; k < PACKS; k++) {
@@ -53,6 +54,7 @@ __global__ void __launch_bounds__(THREADS)
 
 __global__ void __launch_bounds__(THREADS)
     backward_kernel(floatX* dgate_up, const floatX* dact, const floatX* gate_up, unsigned packs, unsigned width) {
+    wait_for_previous();
     float gate[VALUES], up[VALUES], d[VALUES];
 #pragma unroll
     for (int k = 0; k < PACKS; k++) {
@@ -92,11 +94,11 @@ dim3 grid_for(unsigned packs) {
 
 void swiglu_forward(floatX* act, const floatX* gate_up, int64_t N, int F, cudaStream_t stream) {
     const unsigned packs = packs_of(N, F);
-    launch(forward_kernel, grid_for(packs), dim3(THREADS), 0, stream, act, gate_up, packs, F / PackX::size);
+    launch_early(forward_kernel, grid_for(packs), dim3(THREADS), 0, stream, act, gate_up, packs, F / PackX::size);
 }
 
 void swiglu_backward(floatX* dgate_up, const floatX* dact, const floatX* gate_up, int64_t N, int F,
                      cudaStream_t stream) {
     const unsigned packs = packs_of(N, F);
-    launch(backward_kernel, grid_for(packs), dim3(THREADS), 0, stream, dgate_up, dact, gate_up, packs, F / PackX::size);
+    launch_early(backward_kernel, grid_for(packs), dim3(THREADS), 0, stream, dgate_up, dact, gate_up, packs, F / PackX::size);
 }

@@ -23,7 +23,8 @@ Pass make_pass(Model& m, int64_t N) {
     return {N, m.stream, m.mm, scratch(m)};
 }
 
-// The branch factors that the schedules give for the coming pass.
+}  // namespace
+
 void set_schedule(Model& m, bool evaluation) {
     Rule& rule = m.rule();
     const int64_t pass = evaluation ? m.passes : ++m.passes;
@@ -39,6 +40,8 @@ void set_schedule(Model& m, bool evaluation) {
     m.alpha_time = m.time;
     m.alpha_evaluation = evaluation;
 }
+
+namespace {
 
 void run_seam(Model& m, const Pass& pass, int s) {
     m.rule().forward(pass, s);
@@ -105,15 +108,13 @@ void mlp_sublayer(Model& m, int l, int N, bool output = true) {
                    m.stream, 0, rule.addend(2 * l + 2));
 }
 
-}  // namespace
-
-void forward(Model& m, int b, int t, bool evaluation, const KvCache* cache) {
+// All but the schedules.
+void network(Model& m, int b, int t, bool evaluation, const KvCache* cache) {
     const int N = b * t;
     const int64_t position = cache ? cache->position : 0;
     CHECK(position == 0 || t == 1);
     const Pass pass = make_pass(m, N);
     Rule& rule = m.rule();
-    set_schedule(m, evaluation);
     rule.begin(pass);
     embedding_forward(rule.embedding(), m.tokens, m.param(m.wte),
                       m.param(m.wpe < 0 ? -1 : m.wpe + position * m.config.channels), b, t, m.config.channels,
@@ -124,11 +125,17 @@ void forward(Model& m, int b, int t, bool evaluation, const KvCache* cache) {
         run_seam(m, pass, 2 * l + 1);
         mlp_sublayer(m, l, N);
         run_seam(m, pass, 2 * l + 2);
-        if (m.watching && !evaluation) {
-            m.watched = static_cast<int64_t>(N) * rule.stream_channels();
-            moments(m.layer_moments + 2 * l, rule.stream(2 * l + 2), m.watched, scratch(m), m.stream);
-        }
+        if (m.watching && !evaluation)
+            moments(m.layer_moments + 2 * l, rule.stream(2 * l + 2), static_cast<int64_t>(N) * rule.stream_channels(),
+                    scratch(m), m.stream);
     }
+}
+
+}  // namespace
+
+void forward(Model& m, int b, int t, bool evaluation, const KvCache* cache) {
+    set_schedule(m, evaluation);
+    network(m, b, t, evaluation, cache);
 }
 
 void upload(Model& m, int* device, const int* host, size_t count) {
@@ -153,13 +160,13 @@ namespace {
 
 // Losses of all rows, a chunk of logits at a time, so that the logits never exist whole. With backward: the gradient of
 // the head's weight, and of the head's input.
-void head(Model& m, int64_t N, float dloss, bool backward) {
+void head(Model& m, const int* targets, int64_t N, float dloss, bool backward) {
     const int C = m.config.channels, V = m.config.vocab, Vp = m.config.padded_vocab();
     const floatX* z = m.rule().input(2 * m.config.layers);
     for (int64_t row = 0; row < N; row += m.chunk) {
         const int n = static_cast<int>(row + m.chunk < N ? m.chunk : N - row);
         matmul_forward(m.mm, m.logits, z + row * C, m.param(m.head), nullptr, n, C, Vp, m.stream);
-        classifier(m.logits, m.losses + row, m.targets + row, dloss, n, V, Vp, backward, m.stream);
+        classifier(m.logits, m.losses + row, targets + row, dloss, n, V, Vp, backward, m.stream);
         if (!backward) continue;
         matmul_backward_weight(m.mm, m.grad(m.head), m.logits, z + row * C, n, C, Vp, m.accumulated > 0 || row > 0,
                                m.stream);
@@ -280,7 +287,7 @@ void backward(Model& m, int b, int t) {
     }
     rule.backward(pass, 0);
     rule.end_backward(pass);
-    embedding_backward_tokens(m.grad(m.wte), rule.d_embedding(), m.groups, m.token_groups.num_unique, N, C, m.stream);
+    embedding_backward_tokens(m.grad(m.wte), rule.d_embedding(), m.tokens + 2 * N, N, m.config.vocab, C, m.stream);
     if (m.wpe >= 0) embedding_backward_positions(m.grad(m.wpe), rule.d_embedding(), b, t, C, m.stream);
 }
 
@@ -307,25 +314,11 @@ double model_branch_factor(const Model& m, int l) {
     return m.residual.prores ? m.residual.prores->alpha(l, m.config.layers, m.time) : 1.0;
 }
 
-void model_forward_backward(Model& m, const int* inputs, const int* targets, int b, int t, double loss_scale) {
-    CHECK(m.use == Use::training && b >= 1 && t >= 1 && static_cast<int64_t>(b) * t <= static_cast<int64_t>(m.B) * m.T);
-    const size_t N = static_cast<size_t>(b) * static_cast<size_t>(t);
-    upload(m, m.tokens, inputs, N);
-    upload(m, m.targets, targets, N);
-    group_tokens(m.token_groups, inputs, static_cast<int>(N));
-    upload(m, m.groups, m.token_groups.data.data(), m.token_groups.data.size());
-    forward(m, b, t, false);
-    head(m, static_cast<int64_t>(N), static_cast<float>(loss_scale), true);
-    backward(m, b, t);
-    m.accumulated++;
-}
-
-double model_take_loss(Model& m) {
-    double sum = 0;
-    CUDA_CHECK(cudaMemcpyAsync(&sum, m.loss_sum, sizeof sum, cudaMemcpyDeviceToHost, m.stream));
-    CUDA_CHECK(cudaMemsetAsync(m.loss_sum, 0, sizeof sum, m.stream));
-    CUDA_CHECK(cudaStreamSynchronize(m.stream));
-    return sum;
+void training_pass(Model& m, const StepKey& key) {
+    const int64_t N = static_cast<int64_t>(key.b) * key.t;
+    network(m, key.b, key.t, false, nullptr);
+    head(m, m.tokens + N, N, key.loss_scale, true);
+    backward(m, key.b, key.t);
 }
 
 double model_loss(Model& m, const int* inputs, const int* targets, int b, int t) {
@@ -336,7 +329,7 @@ double model_loss(Model& m, const int* inputs, const int* targets, int b, int t)
     // The training loss that may be waiting in loss_sum is put aside.
     double waiting = model_take_loss(m);
     forward(m, b, t, true);
-    head(m, static_cast<int64_t>(N), 0.0f, false);
+    head(m, m.targets, static_cast<int64_t>(N), 0.0f, false);
     double loss = model_take_loss(m);
     CUDA_CHECK(cudaMemcpyAsync(m.loss_sum, &waiting, sizeof waiting, cudaMemcpyHostToDevice, m.stream));
     CUDA_CHECK(cudaStreamSynchronize(m.stream));

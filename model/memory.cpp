@@ -114,7 +114,7 @@ std::vector<Segment> plan(Model& model) {
         plan.want("rotary table", static_cast<int64_t>(rope_table_count(c.context, c.head_size())), model.rope);
     plan.want("logits", model.chunk * Vp, model.logits);
     plan.want("logits", N, model.losses);
-    plan.want("logits", 1, model.loss_sum);
+    plan.want("logits", 2, model.loss_sum);
     if (training) {
         if (!dwide_is_pre) plan.want("backward", wide, model.dwide);
         if (swiglu && !dact_is_act) plan.want("backward", N * Fp, model.dact);
@@ -124,12 +124,10 @@ std::vector<Segment> plan(Model& model) {
         plan.want("scratch", static_cast<int64_t>(model.registry.tensors.size()), model.adamw_tensors);
         plan.want("scratch", optimizer_chunks(model), model.adamw_chunk_list);
     }
-    plan.want("tokens", N, model.tokens);
-    plan.want("tokens", N, model.targets);
+    const size_t groups = training ? token_groups_capacity(static_cast<size_t>(N)) : 0;
+    plan.want("tokens", 2 * N + static_cast<int64_t>(groups), model.tokens);
     plan.want("tokens", N, model.rows);
     plan.want("tokens", N, model.hits);
-    if (training)
-        plan.want("tokens", static_cast<int64_t>(token_groups_capacity(static_cast<size_t>(N))), model.groups);
     return std::move(plan.segments);
 }
 
@@ -298,6 +296,7 @@ ModelPtr model_create(const ModelConfig& config, int B, int T, Use use, Recomput
     if (use == Use::training && !model.dwide) model.dwide = model.values[0].pre;  // see plan()
     if (use == Use::training && !model.dact) model.dact = model.values[0].act;
     bind_tensors(model);
+    model.targets = model.tokens + static_cast<int64_t>(B) * T;
 
     CUDA_CHECK(cudaStreamCreate(&model.stream));
     model.mm = matmul_create();

@@ -83,16 +83,32 @@ double model_branch_factor(const Model& model, int l);
 // Gradients accumulate, of the sum of losses times loss_scale (1 / tokens of the update on this rank). A target < 0 is
 // masked.
 void model_forward_backward(Model& model, const int* inputs, const int* targets, int b, int t, double loss_scale);
-// Sum of token losses over the micro-batches since the last call (synchronises), then starts at zero again.
+// The same from a batch on the device, which the model's stream has read when it has passed this call: inputs (b,t) |
+// targets (b,t) | groups of the inputs (kernels/embedding.cuh), `count` ints in all.
+void model_forward_backward_device(Model& model, const int* batch, size_t count, int b, int t, double loss_scale);
+// Whether training passes are recorded and repeated as CUDA graphs; they are at first. Results are the same bits.
+void model_use_graphs(Model& model, bool on);
+int model_graphs(const Model& model);                      // kinds of passes recorded so far
+const std::string& model_graph_note(const Model& model);  // why none can be; empty: nothing stood against it
+// Sum of token losses over the micro-batches since the last call or update (synchronises), then starts at zero again.
 double model_take_loss(Model& model);
 // Where schedules of residual rules stand: `step` updates of this run are done, each of `passes_per_update` micro-steps
 // of this rank. Without it a model starts at the configuration's residual_step.
 void model_set_time(Model& model, int64_t step, int64_t passes_per_update);
 // Completes gradients that follow from accumulated ones, and averages them over the ranks.
 void model_average_grads(Model& model, Comm* comm);
-// Global norm, clipping and AdamW; `step` is 1-based. Leaves gradients zeroed. Returns the norm before clipping
-// (synchronises); if it is not finite nothing was updated.
-double model_update(Model& model, const UpdateSettings& settings, int64_t step);
+// Global norm, clipping and AdamW; `step` is 1-based. Leaves gradients zeroed. Nothing here waits for the device: what
+// the update found is asked for later, at most two updates late. With a comm over all its ranks; `mark` is any number.
+void model_update(Model& model, const UpdateSettings& settings, int64_t step, Comm* comm = nullptr, double mark = 0);
+struct UpdateResult {
+    double loss_sum;   // of the token losses of its micro-batches, over the ranks in their order
+    double grad_norm;  // before clipping; if it is not finite nothing was updated
+    double mark;       // the sum of the ranks'
+    double ms;         // from the result before it, or from model_start_clock(), to this one; 0 without either
+};
+// Of the oldest update not asked for yet; waits for it.
+UpdateResult model_result(Model& model);
+void model_start_clock(Model& model);
 
 // Sum of token losses of one batch, no gradients (synchronises).
 double model_loss(Model& model, const int* inputs, const int* targets, int b, int t);

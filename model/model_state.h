@@ -36,6 +36,43 @@ struct KvCache {
     floatX* layer(int l) const { return data + l * layer_count; }
 };
 
+// What decides which kernels a training pass launches, and with which arguments.
+struct StepKey {
+    int b, t;
+    float loss_scale;
+    bool watching;
+    bool accumulates;  // not the first micro-batch of its update, whose products store their gradients
+    bool operator==(const StepKey&) const = default;
+};
+// Training passes by kind: seen once, or recorded.
+struct StepGraph {
+    StepKey key;
+    cudaGraphExec_t exec;
+};
+struct StepGraphs {
+    bool on = true;
+    std::string note;  // why there are none; empty: there are
+    std::vector<StepGraph> known;
+    ~StepGraphs();
+    void forget_oldest();
+};
+
+// Results of the latest updates, in pinned memory from the moment their events tell.
+struct UpdateResults {
+    static constexpr int MOST = 2;  // that may wait to be taken; one slot more keeps the time of the one before them
+    struct Slot {
+        double* sums = nullptr;  // (ranks,2) sum of losses and mark, then the gradient norm as a float
+        size_t ranks = 0;
+        cudaEvent_t ready = nullptr;
+    };
+    Slot slots[MOST + 1];
+    int64_t queued = 0, taken = 0;
+    cudaEvent_t start = nullptr, last = nullptr;
+    bool started = false;  // since the last result
+    ~UpdateResults();
+    Slot& slot(int64_t number) { return slots[number % (MOST + 1)]; }
+};
+
 struct Model {
     ModelConfig config;
     Registry registry;
@@ -74,12 +111,13 @@ struct Model {
     float* rope = nullptr;            // rotary table, llama
     floatX* logits = nullptr;         // (chunk,Vp)
     float* losses = nullptr;          // (N)
-    double* loss_sum = nullptr;       // (1)
-    int* tokens = nullptr;            // (N)
-    int* targets = nullptr;           // (N)
+    double* loss_sum = nullptr;       // (2) the second: this rank's mark
+    // Of training passes inputs (n), targets (n), groups (token_groups_capacity(n)) behind each other, so that one copy
+    // can bring them, n <= N; of others (N) inputs.
+    int* tokens = nullptr;
+    int* targets = nullptr;           // (N) of other passes, in the same memory
     int* rows = nullptr;              // (N) scoring: the positions that have a target
     unsigned char* hits = nullptr;    // (N) scoring: whether the target is the likeliest token
-    int* groups = nullptr;            // token_groups_capacity(N)
 
     floatX* dwide = nullptr;  // (N,max(W,H)) gradient of qkv, or of the MLP's hidden layer
     floatX* dact = nullptr;   // (N,max(C,Fp)) gradient of attention's output, or of SwiGLU's
@@ -88,7 +126,9 @@ struct Model {
     AdamWTensor* adamw_tensors = nullptr;
     AdamWChunk* adamw_chunk_list = nullptr;
 
-    TokenGroups token_groups;
+    std::vector<int> host_groups;
+    std::unique_ptr<StepGraphs> graphs = std::make_unique<StepGraphs>();
+    std::unique_ptr<UpdateResults> results = std::make_unique<UpdateResults>();
     std::vector<AdamWTensor> adamw_host;
     std::vector<AdamWChunk> chunks_host;
     std::vector<void*> allocations;
@@ -110,6 +150,12 @@ struct Model {
     float* grad(int64_t offset) const { return offset < 0 ? nullptr : grads + offset; }
 };
 
+// What the schedules give for the coming pass: counts it, and queues what has changed.
+void set_schedule(Model& m, bool evaluation);
+// Forward and backward of the batch at m.tokens, without set_schedule.
+void training_pass(Model& m, const StepKey& key);
+// The copy of what the update that was queued just now has found; the sum of losses begins anew.
+void queue_result(Model& m, Comm* comm, double mark);
 // tokens (b,t) of m.tokens -> input(2L) of the rule, which the head reads. With a cache: it is written, and tokens
 // behind position 0 read it.
 void forward(Model& m, int b, int t, bool evaluation, const KvCache* cache = nullptr);

@@ -3,6 +3,7 @@
 #include <fnmatch.h>
 #include <thread>
 
+#include "kernels/upload.cuh"
 #include "model/model_state.h"
 #include "optimizer/gradient_norm.cuh"
 #include "residual/gate_clip.cuh"
@@ -157,7 +158,7 @@ static bool frozen(const Tensor& t, const std::vector<std::string>& patterns) {
     return false;
 }
 
-double model_update(Model& model, const UpdateSettings& settings, int64_t step) {
+void model_update(Model& model, const UpdateSettings& settings, int64_t step, Comm* comm, double mark) {
     CHECK(model.use == Use::training && step >= 1);
     const bool first = model.chunks_host.empty();
     model.adamw_host.clear();
@@ -180,8 +181,8 @@ double model_update(Model& model, const UpdateSettings& settings, int64_t step) 
         a.frozen = t.frozen || frozen(t, settings.freeze);
         model.adamw_host.push_back(a);
     }
-    CUDA_CHECK(cudaMemcpyAsync(model.adamw_tensors, model.adamw_host.data(),
-                               model.adamw_host.size() * sizeof(AdamWTensor), cudaMemcpyHostToDevice, model.stream));
+    upload_values(model.adamw_tensors, model.adamw_host.data(), model.adamw_host.size() * sizeof(AdamWTensor),
+                  model.stream);
     if (first) {
         model.chunks_host = adamw_chunks(model.adamw_host);
         CUDA_CHECK(cudaMemcpyAsync(model.adamw_chunk_list, model.chunks_host.data(),
@@ -202,11 +203,8 @@ double model_update(Model& model, const UpdateSettings& settings, int64_t step) 
     adamw_update(model.params, model.master, model.grads, model.m, model.v, model.adamw_tensors, model.adamw_chunk_list,
                  num_chunks, model.clip, true, settings.seed, static_cast<uint64_t>(step), model.stream);
     model.accumulated = 0;
-    float norm = 0;
-    CUDA_CHECK(cudaMemcpyAsync(&norm, model.clip, sizeof norm, cudaMemcpyDeviceToHost, model.stream));
-    CUDA_CHECK(cudaStreamSynchronize(model.stream));
     model.time = model.config.residual_step + step;
-    return norm;
+    queue_result(model, comm, mark);
 }
 
 double recompute_flops_per_token(const ModelConfig& c, int T, Recompute recompute) {

@@ -59,6 +59,7 @@ __device__ __forceinline__ void store_rounded(floatX* to, const float (&v)[PIECE
 __global__ void __launch_bounds__(CHUNK_THREADS)
     adamw_kernel(floatX* params, float* master, float* grads, float* m, float* v, const AdamWTensor* tensors,
                  const AdamWChunk* chunks, const float* clip, bool zero_grads, uint64_t key) {
+    wait_for_previous();
     constexpr bool rounds = sizeof(floatX) < sizeof(float);
     const AdamWChunk chunk = chunks[blockIdx.x];
     const AdamWTensor t = tensors[chunk.tensor];
@@ -105,6 +106,7 @@ __global__ void __launch_bounds__(CHUNK_THREADS)
 // first: the arena index of params[0].
 __global__ void __launch_bounds__(CHUNK_THREADS)
     round_kernel(floatX* params, const float* master, int64_t first, int64_t count, uint64_t key) {
+    wait_for_previous();
     const Part part(static_cast<int64_t>(blockIdx.x) * ADAMW_CHUNK, count);
     for (int64_t i = part.begin; i < part.end; i += Part::STEP) {
         float p[PIECE];
@@ -136,7 +138,7 @@ void adamw_update(floatX* params, float* master, float* grads, float* m, float* 
                   const AdamWChunk* chunks, int num_chunks, const float* clip, bool zero_grads, uint64_t seed,
                   uint64_t step, cudaStream_t stream) {
     if (num_chunks == 0) return;
-    launch(adamw_kernel, num_chunks, CHUNK_THREADS, 0, stream, params, master, grads, m, v, tensors, chunks, clip, zero_grads,
+    launch_early(adamw_kernel, num_chunks, CHUNK_THREADS, 0, stream, params, master, grads, m, v, tensors, chunks, clip, zero_grads,
            random_key(seed, step));
 }
 
@@ -145,5 +147,5 @@ void round_params(floatX* params, const float* master, int64_t first, int64_t co
     CHECK(first % PIECE == 0 && count % PIECE == 0);
     if (count == 0 || static_cast<const void*>(params) == master) return;
     unsigned blocks = static_cast<unsigned>(ceil_div(count, static_cast<int64_t>(ADAMW_CHUNK)));
-    launch(round_kernel, blocks, CHUNK_THREADS, 0, stream, params, master, first, count, random_key(seed, step));
+    launch_early(round_kernel, blocks, CHUNK_THREADS, 0, stream, params, master, first, count, random_key(seed, step));
 }

@@ -28,6 +28,8 @@ __device__ __forceinline__ double squares(const float* grads) {
 
 __global__ void __launch_bounds__(CHUNK_THREADS)
     squares_kernel(double* partial, const float* grads, const AdamWTensor* tensors, const AdamWChunk* chunks) {
+    wait_for_previous();
+    launch_next_early();
     const AdamWChunk chunk = chunks[blockIdx.x];
     const AdamWTensor t = tensors[chunk.tensor];
     const Part part(t.offset + static_cast<int64_t>(chunk.first) * ADAMW_CHUNK, t.offset + t.count);
@@ -42,6 +44,8 @@ __global__ void __launch_bounds__(CHUNK_THREADS)
 
 __global__ void __launch_bounds__(CLIP_THREADS)
     clip_kernel(float* clip, const double* partial, int chunks, float max_norm) {
+    wait_for_previous();
+    launch_next_early();
     double sum = 0.0;
     for (int i = threadIdx.x; i < chunks; i += CLIP_THREADS) sum += partial[i];
     sum = block_sum(sum, shared_as<Shared>().scratch);
@@ -60,6 +64,6 @@ void gradient_norm(float* clip, const float* grads, const AdamWTensor* tensors, 
                    int num_chunks, float max_norm, void* scratch, cudaStream_t stream) {
     double* partial = static_cast<double*>(scratch);
     if (num_chunks > 0)
-        launch(squares_kernel, num_chunks, CHUNK_THREADS, sizeof(Shared), stream, partial, grads, tensors, chunks);
-    launch(clip_kernel, 1, CLIP_THREADS, sizeof(Shared), stream, clip, partial, num_chunks, max_norm);
+        launch_early(squares_kernel, num_chunks, CHUNK_THREADS, sizeof(Shared), stream, partial, grads, tensors, chunks);
+    launch_early(clip_kernel, 1, CLIP_THREADS, sizeof(Shared), stream, clip, partial, num_chunks, max_norm);
 }

@@ -19,6 +19,8 @@ struct Comm {
     cudaStream_t stream = nullptr;  // for the small, synchronous exchanges
     char* staging = nullptr;        // on the device
     size_t staging_bytes = 0;
+    double* gathered = nullptr;  // on the device, of comm_gather
+    size_t gathered_count = 0;
 };
 
 namespace {
@@ -83,6 +85,7 @@ void comm_destroy(Comm* comm) {
     if (!comm) return;
     if (comm->nccl) {
         CUDA_CHECK(cudaFree(comm->staging));
+        CUDA_CHECK(cudaFree(comm->gathered));
         CUDA_CHECK(cudaStreamDestroy(comm->stream));
         NCCL_CHECK(comm, ncclCommDestroy(comm->nccl));
     }
@@ -102,6 +105,18 @@ int comm_local_rank(const Comm* comm) {
 void comm_average(Comm* comm, float* buffer, size_t count, cudaStream_t stream) {
     if (!comm || !comm->nccl || count == 0) return;
     NCCL_CHECK(comm, ncclAllReduce(buffer, buffer, count, ncclFloat32, ncclAvg, comm->nccl, stream));
+}
+
+const double* comm_gather(Comm* comm, const double* own, int count, cudaStream_t stream) {
+    if (!comm->nccl) return own;
+    const size_t n = static_cast<size_t>(count), all = n * static_cast<size_t>(comm->launch.size);
+    if (all > comm->gathered_count) {
+        CUDA_CHECK(cudaFree(comm->gathered));
+        CUDA_CHECK(cudaMalloc(reinterpret_cast<void**>(&comm->gathered), all * sizeof(double)));
+        comm->gathered_count = all;
+    }
+    NCCL_CHECK(comm, ncclAllGather(own, comm->gathered, n, ncclFloat64, comm->nccl, stream));
+    return comm->gathered;
 }
 
 void comm_sum(Comm* comm, double* values, int count) {

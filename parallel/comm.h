@@ -18,6 +18,9 @@ int comm_local_rank(const Comm* comm);
 
 // buffer (count) fp32 on the device <- mean over ranks. Stream ordered. Nothing to do with one rank, or without a comm.
 void comm_average(Comm* comm, float* buffer, size_t count, cudaStream_t stream);
+// own (count) fp64 on the device of every rank, one behind the other in the order of the ranks: (ranks,count) on the
+// device, until the next call. Stream ordered. With one rank: own itself.
+const double* comm_gather(Comm* comm, const double* own, int count, cudaStream_t stream);
 // Sum over ranks of host values, in rank order (small; synchronises).
 void comm_sum(Comm* comm, double* values, int count);
 // The value of rank 0 on every rank / the largest of all ranks (small; synchronises). Also a barrier.

@@ -5,6 +5,7 @@
 //     alpha(l,s) = min(s/(T*l), 1),  T = 1000;  s: training forward passes of this rank, the first is 1; evaluation: 1
 //
 // No parameters. The seam leaves g itself; alpha reaches dv in the GEMMs and dm where the next seam loads it.
+#include "kernels/upload.cuh"
 #include "residual/layer_end.h"
 #include "residual/row_kernel.cuh"
 #include "residual/x0.h"
@@ -62,9 +63,7 @@ class ProResMlsRule : public LayerEndRule {
         alpha.back() = 2.0f - alpha[1];  // the factor of the last step back to x_0: see backward(0)
         if (alpha == uploaded_) return;  // always, once the deepest layer is done
         uploaded_ = alpha;
-        CUDA_CHECK(
-            cudaMemcpyAsync(layer_alpha_, alpha.data(), alpha.size() * sizeof(float), cudaMemcpyHostToDevice, stream));
-        CUDA_CHECK(cudaStreamSynchronize(stream));
+        upload_values(layer_alpha_, alpha.data(), alpha.size() * sizeof(float), stream);
     }
     void backward(const Pass& pass, int s) override {
         SeamBackward seam = layer_end_seam(s);

@@ -36,6 +36,8 @@ struct Seam {
 template <class Rule, class S, int PACKS>
 __global__ void __launch_bounds__(MAX_ROW_THREADS, 1)
     seam_forward_kernel(SeamForward seam, SeamShape shape, typename Rule::Args args) {
+    wait_for_previous();
+    launch_next_early();
     RowLane<PACKS> lane(shape, shared_as<RowShared>());
     for (int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y; first < lane.N;
          first += gridDim.x * blockDim.y) {
@@ -73,6 +75,8 @@ struct SumIndex {
 template <class Rule, class S, int PACKS>
 __global__ void __launch_bounds__(MAX_ROW_THREADS, 1)
     seam_backward_kernel(SeamBackward seam, SeamShape shape, typename Rule::Args args, float* partial, float* scalars) {
+    wait_for_previous();
+    launch_next_early();
     using Index = SumIndex<Rule, S>;
     RowShared& shared = shared_as<RowShared>();
     RowLane<PACKS> lane(shape, shared);
@@ -176,7 +180,7 @@ void seam_forward(const SeamForward& seam, const SeamShape& shape, const typenam
     auto run = [&](auto parts) {
         using S = decltype(parts);
         with_width<Rule>(grid, [&](auto packs) {
-            launch(seam_forward_kernel<Rule, S, decltype(packs)::value>, row_blocks(grid, shape.N), grid.block,
+            launch_early(seam_forward_kernel<Rule, S, decltype(packs)::value>, row_blocks(grid, shape.N), grid.block,
                    sizeof(RowShared), stream, seam, shape, args);
         });
     };
@@ -206,7 +210,7 @@ void seam_backward(const SeamBackward& seam, const SeamShape& shape, const typen
         with_width<Rule>(grid, [&](auto packs) {
             constexpr int PACKS = decltype(packs)::value;
             size_t sums_bytes = TokenSums<Index::channels, Index::scalars, PACKS>::shared_bytes(grid.block);
-            launch(seam_backward_kernel<Rule, S, PACKS>, blocks, grid.block, sizeof(RowShared) + sums_bytes, stream,
+            launch_early(seam_backward_kernel<Rule, S, PACKS>, blocks, grid.block, sizeof(RowShared) + sums_bytes, stream,
                    seam, shape, args, scratch, scalars);
         });
 

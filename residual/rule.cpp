@@ -1,5 +1,7 @@
 #include "residual/rule.h"
 
+#include "kernels/upload.cuh"
+
 void Rule::plan(Planner& planner) {
     const size_t seams = static_cast<size_t>(shape_.last()) + 1;
     const int64_t N = shape_.N, C = shape_.C;
@@ -45,7 +47,5 @@ void Rule::plan(Planner& planner) {
 void Rule::set_alpha(const std::vector<float>& alpha, cudaStream_t stream) {
     CHECK(has_beta() && alpha.size() == static_cast<size_t>(shape_.last()) + 1);
     for (float* factors : {alpha_, beta_})  // a rule with learned factors writes beta anew in begin()
-        CUDA_CHECK(
-            cudaMemcpyAsync(factors, alpha.data(), alpha.size() * sizeof(float), cudaMemcpyHostToDevice, stream));
-    CUDA_CHECK(cudaStreamSynchronize(stream));
+        upload_values(factors, alpha.data(), alpha.size() * sizeof(float), stream);
 }

@@ -95,7 +95,9 @@ class Planner {
     virtual void request(const std::string& segment, size_t bytes, std::function<void(void*)> assign) = 0;
 };
 
-// One pass over a micro-batch.
+// One pass over a micro-batch. A training pass is recorded once as a graph and then repeated: between begin() and
+// end_backward() a rule only queues work on `stream`, with the same arguments each time. What changes from pass to pass
+// lies in device memory; set_time() and set_alpha() come before.
 struct Pass {
     int64_t N;  // tokens of this micro-batch
     cudaStream_t stream;

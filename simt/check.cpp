@@ -115,8 +115,15 @@ void check_lane_source(unsigned source, uint32_t mask) {
     }
 }
 
+void check_waited() {
+    checker->waited[self.thread] = true;
+}
+
 void check_exit(unsigned thread) {
     Checker& c = *checker;
+    if (!c.waited[thread])
+        report("early launch: thread " + thread_name(thread) + " returns without wait_for_previous()\n  in " +
+               place(thread));
     const Block& block = *self.block;
     if (c.first_exited == kNobody) c.first_exited = thread;
     const Warp& warp = *self.warp;
@@ -218,6 +225,7 @@ void block_begins(Block& block) {
     checker->cross = false;
     checker->readers.clear();
     checker->reading = nullptr;
+    memset(checker->waited, !current_launch()->early, sizeof checker->waited);
     memset(block.shared, 0xFF, block.shared_bytes);
 }
 

@@ -212,7 +212,15 @@ void fault(const std::string& text) {
     report_from_host(text);
 }
 
+// A thread of an early launch must not touch what the launch before it may still read or write.
+SIMT_INLINE void check_order(const char* what, uintptr_t p, size_t bytes, const void* pc) {
+    if (self.block && !checker->waited[self.thread]) [[unlikely]]
+        report(std::string("early launch: ") + what + device_place(p, bytes) + " before wait_for_previous()" +
+               where(pc));
+}
+
 void read_device(uintptr_t p, size_t bytes, const void* pc) {
+    check_order("reads ", p, bytes, pc);
     const unsigned char* shadow = arena.shadow + (p - arena.base);
     for (size_t i = 0; i < bytes; i++) {
         if (shadow[i] == kWritten) [[likely]]
@@ -223,6 +231,7 @@ void read_device(uintptr_t p, size_t bytes, const void* pc) {
 }
 
 void write_device(uintptr_t p, size_t bytes, const void* pc) {
+    check_order("writes ", p, bytes, pc);
     unsigned char* shadow = arena.shadow + (p - arena.base);
     for (size_t i = 0; i < bytes; i++) {
         if (shadow[i] == kForeign) [[unlikely]]

@@ -48,6 +48,7 @@ struct Checker {
     uint32_t fenced[kMaxThreads] = {};                          // accesses before the thread's last fence_proxy_async
     const uint16_t* reading =
         nullptr;  // per 16 bytes of shared memory: asynchronous reads on their way; null: none yet
+    bool waited[kMaxThreads] = {};  // may touch device memory: in an early launch, after wait_for_previous()
     Waiting waiting[kMaxThreads] = {};
     unsigned first_at_barrier = kNobody;
     unsigned first_exited = kNobody;

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include "simt.h"
@@ -27,12 +28,19 @@ enum cudaError_t {
     cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
     cudaErrorInvalidResourceHandle = 400,
+    cudaErrorIllegalState = 401,
     cudaErrorNotReady = 600,
     cudaErrorHostMemoryAlreadyRegistered = 712,
     cudaErrorHostMemoryNotRegistered = 713,
     cudaErrorLaunchFailure = 719,
     cudaErrorCooperativeLaunchTooLarge = 720,
     cudaErrorNotSupported = 801,
+    cudaErrorStreamCaptureUnsupported = 900,
+    cudaErrorStreamCaptureInvalidated = 901,
+    cudaErrorStreamCaptureIsolation = 905,
+    cudaErrorStreamCaptureImplicit = 906,
+    cudaErrorCapturedEvent = 907,
+    cudaErrorStreamCaptureWrongThread = 908,
 };
 const char* cudaGetErrorName(cudaError_t error);
 const char* cudaGetErrorString(cudaError_t error);
@@ -184,6 +192,37 @@ cudaError_t cudaEventQuery(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end);
 
 // ---------------------------------------------------------------------------------------------------------------------
+// Graphs (graph.cpp): what is called on a capturing stream is recorded instead of done, with its arguments as they are
+// then; a launch of the graph does it, in that order. Refused, and the capture spoiled with it: everything that the
+// toolkit refuses, and what this machine does not know: forks to other streams, graphs within graphs, and any call that
+// waits, allocates or frees, in the thread that captures.
+
+struct simt_graph;
+struct simt_graph_exec;
+struct simt_graph_node;
+using cudaGraph_t = simt_graph*;
+using cudaGraphExec_t = simt_graph_exec*;
+using cudaGraphNode_t = simt_graph_node*;
+enum cudaStreamCaptureMode {
+    cudaStreamCaptureModeGlobal = 0,
+    cudaStreamCaptureModeThreadLocal = 1,
+    cudaStreamCaptureModeRelaxed = 2,
+};
+enum cudaStreamCaptureStatus {
+    cudaStreamCaptureStatusNone = 0,
+    cudaStreamCaptureStatusActive = 1,
+    cudaStreamCaptureStatusInvalidated = 2,
+};
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);  // null, and an error, if it was spoiled
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, size_t* count);  // nodes null: the count
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long flags = 0);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+
+// ---------------------------------------------------------------------------------------------------------------------
 // Launches
 
 enum cudaFuncAttribute {
@@ -241,17 +280,23 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, R (*kerne
 }
 
 namespace simt {
-// Checks the configuration as the toolkit would, then runs the grid to its end.
-cudaError_t launch_kernel(const cudaLaunchConfig_t& config, const void* kernel, void (*body)(void*), void* args);
+// A kernel with its arguments: `bytes` that can be copied, and a function that calls the kernel with them.
+struct KernelCall {
+    void (*body)(void*);
+    void* args;
+    size_t bytes;
+};
+// Checks the configuration as the toolkit would, then runs the grid to its end, or records it.
+cudaError_t launch_kernel(const cudaLaunchConfig_t& config, const void* kernel, const KernelCall& call);
 }  // namespace simt
 
 // As the toolkit's: arguments are converted to the kernel's parameter types, and every thread gets its own copies.
 template <class... ExpTypes, class... ActTypes>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(ExpTypes...), ActTypes&&... args) {
     return [&](ExpTypes... coerced) {
-        auto call = [&] { kernel(coerced...); };
-        return simt::launch_kernel(
-            *config, reinterpret_cast<const void*>(kernel), [](void* c) { (*static_cast<decltype(call)*>(c))(); },
-            &call);
+        auto call = [=] { kernel(coerced...); };
+        static_assert(std::is_trivially_copyable_v<decltype(call)>, "arguments of a kernel are copied as bytes");
+        return simt::launch_kernel(*config, reinterpret_cast<const void*>(kernel),
+                                   {[](void* c) { (*static_cast<decltype(call)*>(c))(); }, &call, sizeof call});
     }(std::forward<ActTypes>(args)...);
 }

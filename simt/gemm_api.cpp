@@ -2,9 +2,11 @@
 #include <climits>
 #include <cstdio>
 #include <cstdlib>
+#include <optional>
 
 #include "gemm.h"
 #include "gemm_api.h"
+#include "runtime.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -203,6 +205,29 @@ T* advance(T* p, int64_t bytes) {
 
 cublasLtContext the_context;
 
+// The call as it is now, as a node of a graph: who calls may change or destroy descriptors, and scalars on the host.
+struct Descriptors {
+    cublasLtMatmulDescOpaque_t desc;
+    cublasLtMatrixLayoutOpaque_t a, b, c, d;
+};
+cublasStatus_t record(cublasLtHandle_t handle, const Descriptors& descriptors, const void* alpha, const void* a,
+                      const void* b, const void* beta, const void* c, void* d, const cublasLtMatmulAlgo_t* algo,
+                      void* workspace, size_t workspace_bytes, cudaStream_t stream) {
+    Descriptors kept = descriptors;
+    const bool on_device = desc_of(&kept.desc).pointer_mode == CUBLASLT_POINTER_MODE_DEVICE;
+    const float alpha_value = on_device ? 0.0f : *static_cast<const float*>(alpha);
+    const float beta_value = on_device ? 0.0f : *static_cast<const float*>(beta);
+    const std::optional<cublasLtMatmulAlgo_t> kept_algo = algo ? std::optional(*algo) : std::nullopt;
+    const cudaError_t error = simt::enqueue(stream, [=]() mutable {
+        const cublasStatus_t status =
+            cublasLtMatmul(handle, &kept.desc, on_device ? alpha : &alpha_value, a, &kept.a, b, &kept.b,
+                           on_device ? beta : &beta_value, c, &kept.c, d, &kept.d, kept_algo ? &*kept_algo : nullptr,
+                           workspace, workspace_bytes, nullptr);
+        return status == CUBLAS_STATUS_SUCCESS ? cudaSuccess : cudaErrorLaunchFailure;
+    });
+    return error == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INTERNAL_ERROR;
+}
+
 }  // namespace
 
 cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) {
@@ -272,7 +297,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
                               cublasLtMatrixLayout_t b_layout, const void* beta, const void* c,
                               cublasLtMatrixLayout_t c_layout, void* d, cublasLtMatrixLayout_t d_layout,
                               const cublasLtMatmulAlgo_t* algo, void* workspace, size_t workspace_bytes,
-                              cudaStream_t /*stream*/) {
+                              cudaStream_t stream) {
     REFUSE_IF(handle != &the_context, NOT_INITIALIZED, "no handle");
     REFUSE_IF(!desc_opaque || !a_layout || !b_layout || !c_layout || !d_layout || !alpha || !beta || !a || !b || !d,
               INVALID_VALUE, "null argument");
@@ -281,6 +306,9 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
                  &ld = layout_of(d_layout);
     cublasStatus_t status = check(desc, la, lb, lc, ld);
     if (status != CUBLAS_STATUS_SUCCESS) return status;
+    if (simt::is_capturing(stream))
+        return record(handle, {*desc_opaque, *a_layout, *b_layout, *c_layout, *d_layout}, alpha, a, b, beta, c, d, algo,
+                      workspace, workspace_bytes, stream);
 
     for (const void* scalar : {alpha, beta}) {
         status = check_scalar(scalar, desc.pointer_mode == CUBLASLT_POINTER_MODE_DEVICE);

@@ -78,6 +78,7 @@ size_t free_memory_locked() {
 constexpr size_t kHugePage = 2 << 20;
 
 cudaError_t allocate(void** pointer, size_t bytes, cudaMemoryType type) {
+    SIMT_REFUSE_IN_CAPTURE();
     if (!pointer) return done(cudaErrorInvalidValue);
     *pointer = nullptr;
     if (bytes == 0) return cudaSuccess;
@@ -111,6 +112,7 @@ cudaError_t allocate(void** pointer, size_t bytes, cudaMemoryType type) {
 }
 
 cudaError_t release(void* pointer, cudaMemoryType type) {
+    SIMT_REFUSE_IN_CAPTURE();
     if (!pointer) return cudaSuccess;
     std::lock_guard lock(memory_mutex);
     auto found = allocations.find(reinterpret_cast<uintptr_t>(pointer));
@@ -158,7 +160,9 @@ cudaError_t cudaHostUnregister(void* pointer) {
     return done(pointer ? cudaSuccess : cudaErrorInvalidValue);
 }
 
-cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+namespace {
+
+cudaError_t copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
     if (bytes == 0) return cudaSuccess;
     if (!to || !from) return done(cudaErrorInvalidValue);
     if (kind < cudaMemcpyHostToHost || kind > cudaMemcpyDefault) return done(cudaErrorInvalidMemcpyDirection);
@@ -166,39 +170,71 @@ cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind 
     memmove(to, from, bytes);
     return cudaSuccess;
 }
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
-    return cudaMemcpy(to, from, bytes, kind);
-}
-cudaError_t cudaMemcpy2D(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height,
-                         cudaMemcpyKind kind) {
+cudaError_t copy_rows(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height,
+                      cudaMemcpyKind kind) {
     if (width > to_pitch || width > from_pitch) return done(cudaErrorInvalidValue);
     for (size_t i = 0; i < height; i++) {
-        cudaError_t error = cudaMemcpy(static_cast<char*>(to) + i * to_pitch,
-                                       static_cast<const char*>(from) + i * from_pitch, width, kind);
+        cudaError_t error = copy(static_cast<char*>(to) + i * to_pitch, static_cast<const char*>(from) + i * from_pitch,
+                                 width, kind);
         if (error != cudaSuccess) return error;
     }
     return cudaSuccess;
 }
-cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
-                              size_t height, cudaMemcpyKind kind, cudaStream_t) {
-    return cudaMemcpy2D(to, to_pitch, from, from_pitch, width, height, kind);
-}
-cudaError_t cudaMemset(void* to, int value, size_t bytes) {
+cudaError_t set(void* to, int value, size_t bytes) {
     if (bytes == 0) return cudaSuccess;
     if (!to) return done(cudaErrorInvalidValue);
     simt::check_set(to, bytes);
     memset(to, value, bytes);
     return cudaSuccess;
 }
-cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
-    return cudaMemset(to, value, bytes);
-}
-cudaError_t cudaMemset2DAsync(void* to, size_t pitch, int value, size_t width, size_t height, cudaStream_t) {
+cudaError_t set_rows(void* to, size_t pitch, int value, size_t width, size_t height) {
     for (size_t i = 0; i < height; i++) {
-        cudaError_t error = cudaMemset(static_cast<char*>(to) + i * pitch, value, width);
+        cudaError_t error = set(static_cast<char*>(to) + i * pitch, value, width);
         if (error != cudaSuccess) return error;
     }
     return cudaSuccess;
+}
+
+// A copy of memory that is not pinned passes through a buffer of the library's, which a graph cannot repeat.
+bool copy_is_refused(const void* to, const void* from, cudaStream_t stream) {
+    if (!simt::is_capturing(stream)) return false;
+    for (const void* p : {to, from}) {
+        cudaPointerAttributes attributes;
+        cudaPointerGetAttributes(&attributes, p);
+        if (attributes.type == cudaMemoryTypeUnregistered) return true;
+    }
+    return false;
+}
+
+}  // namespace
+
+cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+    SIMT_REFUSE_IN_CAPTURE();
+    return copy(to, from, bytes, kind);
+}
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+    if (copy_is_refused(to, from, stream)) return simt::spoil(stream, cudaErrorStreamCaptureUnsupported);
+    return simt::enqueue(stream, [=] { return copy(to, from, bytes, kind); });
+}
+cudaError_t cudaMemcpy2D(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height,
+                         cudaMemcpyKind kind) {
+    SIMT_REFUSE_IN_CAPTURE();
+    return copy_rows(to, to_pitch, from, from_pitch, width, height, kind);
+}
+cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
+                              size_t height, cudaMemcpyKind kind, cudaStream_t stream) {
+    if (copy_is_refused(to, from, stream)) return simt::spoil(stream, cudaErrorStreamCaptureUnsupported);
+    return simt::enqueue(stream, [=] { return copy_rows(to, to_pitch, from, from_pitch, width, height, kind); });
+}
+cudaError_t cudaMemset(void* to, int value, size_t bytes) {
+    SIMT_REFUSE_IN_CAPTURE();
+    return set(to, value, bytes);
+}
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
+    return simt::enqueue(stream, [=] { return set(to, value, bytes); });
+}
+cudaError_t cudaMemset2DAsync(void* to, size_t pitch, int value, size_t width, size_t height, cudaStream_t stream) {
+    return simt::enqueue(stream, [=] { return set_rows(to, pitch, value, width, height); });
 }
 cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
     std::lock_guard lock(memory_mutex);

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "nccl_reduce.h"
+#include "runtime.h"
 
 struct ncclComm {
     int rank = 0, size = 1;
@@ -301,6 +302,10 @@ ncclResult_t enqueue(Op o) {
     const bool reduces = o.kind == Op::all_reduce || o.kind == Op::reduce || o.kind == Op::reduce_scatter;
     const bool has_peer = o.kind == Op::reduce || o.kind == Op::broadcast || o.kind == Op::send || o.kind == Op::recv;
     if (!o.comm) return fail(ncclInvalidArgument, "null communicator");
+    if (simt::capturing_stream) {  // the library could be captured; ours keeps exchanges outside of graphs
+        simt::spoil(simt::capturing_stream, cudaErrorStreamCaptureUnsupported);
+        return fail(ncclInvalidUsage, "not while a stream captures");
+    }
     if (o.comm->aborted) return fail(ncclInvalidUsage, "the communicator was aborted");
     if (size_of(o.type) == 0) return fail(ncclInvalidArgument, "data type not supported");
     if (reduces && !can_reduce(o.type, o.op))

@@ -7,7 +7,9 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <unordered_map>
@@ -18,13 +20,11 @@
 #include <omp.h>
 #endif
 
-struct simt_stream {
-    int priority;
-};
 struct simt_event {
     std::chrono::steady_clock::time_point time;
     bool recorded = false;
     bool timing = true;
+    bool captured = false;  // its last record stands in a graph, not in time
 };
 
 using simt::done;
@@ -69,6 +69,11 @@ int last_level_cache() {
 std::mutex function_mutex;
 std::unordered_map<const void*, int> dynamic_shared_limit;  // only kernels that asked for more than the default
 
+constexpr size_t kArgumentAlignment = 128;  // no parameter asks for more
+size_t round_to_alignment(size_t bytes) {
+    return (bytes + kArgumentAlignment - 1) / kArgumentAlignment * kArgumentAlignment;
+}
+
 size_t shared_limit_of(const void* kernel) {
     std::lock_guard lock(function_mutex);
     auto found = dynamic_shared_limit.find(kernel);
@@ -97,12 +102,19 @@ const char* cudaGetErrorName(cudaError_t error) {
         SIMT_NAME(cudaErrorNoDevice)
         SIMT_NAME(cudaErrorInvalidDevice)
         SIMT_NAME(cudaErrorInvalidResourceHandle)
+        SIMT_NAME(cudaErrorIllegalState)
         SIMT_NAME(cudaErrorNotReady)
         SIMT_NAME(cudaErrorHostMemoryAlreadyRegistered)
         SIMT_NAME(cudaErrorHostMemoryNotRegistered)
         SIMT_NAME(cudaErrorLaunchFailure)
         SIMT_NAME(cudaErrorCooperativeLaunchTooLarge)
         SIMT_NAME(cudaErrorNotSupported)
+        SIMT_NAME(cudaErrorStreamCaptureUnsupported)
+        SIMT_NAME(cudaErrorStreamCaptureInvalidated)
+        SIMT_NAME(cudaErrorStreamCaptureIsolation)
+        SIMT_NAME(cudaErrorStreamCaptureImplicit)
+        SIMT_NAME(cudaErrorCapturedEvent)
+        SIMT_NAME(cudaErrorStreamCaptureWrongThread)
 #undef SIMT_NAME
     }
     return "unrecognized error code";
@@ -129,6 +141,8 @@ const char* cudaGetErrorString(cudaError_t error) {
             return "invalid device ordinal";
         case cudaErrorInvalidResourceHandle:
             return "invalid resource handle";
+        case cudaErrorIllegalState:
+            return "the operation cannot be performed in the present state";
         case cudaErrorNotReady:
             return "device not ready";
         case cudaErrorHostMemoryAlreadyRegistered:
@@ -141,6 +155,18 @@ const char* cudaGetErrorString(cudaError_t error) {
             return "too many blocks in cooperative launch";
         case cudaErrorNotSupported:
             return "operation not supported";
+        case cudaErrorStreamCaptureUnsupported:
+            return "operation not permitted when stream is capturing";
+        case cudaErrorStreamCaptureInvalidated:
+            return "operation failed due to a previous error during capture";
+        case cudaErrorStreamCaptureIsolation:
+            return "dependency created on uncaptured work in another stream";
+        case cudaErrorStreamCaptureImplicit:
+            return "operation would make the legacy stream depend on a capturing blocking stream";
+        case cudaErrorCapturedEvent:
+            return "operation not permitted on an event last recorded in a capturing stream";
+        case cudaErrorStreamCaptureWrongThread:
+            return "attempt to terminate a thread-local capture sequence from another thread";
     }
     return "unrecognized error code";
 }
@@ -161,6 +187,7 @@ cudaError_t cudaGetDevice(int* device) {
     return *device = 0, cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize() {
+    SIMT_REFUSE_IN_CAPTURE();
     return cudaSuccess;
 }
 cudaError_t cudaDeviceReset() {
@@ -260,8 +287,8 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
     return cudaSuccess;
 }
 
-cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned, int priority) {
-    *stream = new simt_stream{priority};
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int priority) {
+    *stream = new simt_stream{priority, nullptr, flags != cudaStreamNonBlocking};
     return cudaSuccess;
 }
 cudaError_t cudaStreamCreate(cudaStream_t* stream) {
@@ -276,21 +303,28 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     if (!stream || stream == cudaStreamLegacy || stream == cudaStreamPerThread)
         return done(cudaErrorInvalidResourceHandle);
+    if (stream->capture) return simt::spoil(stream, cudaErrorStreamCaptureUnsupported);
     delete stream;
     return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t) {
+    SIMT_REFUSE_IN_CAPTURE();
     return cudaSuccess;
 }
 cudaError_t cudaStreamQuery(cudaStream_t) {
+    SIMT_REFUSE_IN_CAPTURE();
     return cudaSuccess;
 }
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t event, unsigned) {
-    return done(event ? cudaSuccess : cudaErrorInvalidResourceHandle);
-}
-cudaError_t cudaLaunchHostFunc(cudaStream_t, void (*function)(void*), void* data) {
-    function(data);
+// In a capture: of an event of the same capture, which changes nothing; a fork to another stream is not known here.
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+    if (!event) return done(cudaErrorInvalidResourceHandle);
+    if (simt::is_capturing(stream) && !event->captured) return simt::spoil(stream, cudaErrorStreamCaptureIsolation);
+    if (!simt::is_capturing(stream) && event->captured && simt::capturing_stream)
+        return simt::spoil(simt::capturing_stream, cudaErrorNotSupported);
     return cudaSuccess;
+}
+cudaError_t cudaLaunchHostFunc(cudaStream_t stream, void (*function)(void*), void* data) {
+    return simt::enqueue(stream, [=] { return function(data), cudaSuccess; });
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
@@ -306,17 +340,21 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
     delete event;
     return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     if (!event) return done(cudaErrorInvalidResourceHandle);
+    event->captured = simt::is_capturing(stream);
+    if (event->captured) return cudaSuccess;
     event->time = std::chrono::steady_clock::now();
     event->recorded = true;
     return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-    return done(event ? cudaSuccess : cudaErrorInvalidResourceHandle);
+    SIMT_REFUSE_IN_CAPTURE();
+    if (!event) return done(cudaErrorInvalidResourceHandle);
+    return done(event->captured ? cudaErrorCapturedEvent : cudaSuccess);
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
-    return done(event ? cudaSuccess : cudaErrorInvalidResourceHandle);
+    return cudaEventSynchronize(event);
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
     if (!begin || !end || !begin->recorded || !end->recorded || !begin->timing || !end->timing)
@@ -352,7 +390,8 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const voi
     return cudaSuccess;
 }
 
-cudaError_t simt::launch_kernel(const cudaLaunchConfig_t& config, const void* kernel, void (*body)(void*), void* args) {
+cudaError_t simt::launch_kernel(const cudaLaunchConfig_t& config, const void* kernel,
+                                const KernelCall& call) {
     const dim3 &g = config.gridDim, &b = config.blockDim;
     bool shape_ok = g.x >= 1 && g.y >= 1 && g.z >= 1 && g.x <= 0x7fffffff && g.y <= 65535 && g.z <= 65535 && b.x >= 1 &&
                     b.y >= 1 && b.z >= 1 && b.x <= kMaxThreads && b.y <= kMaxThreads && b.z <= 64 &&
@@ -360,6 +399,7 @@ cudaError_t simt::launch_kernel(const cudaLaunchConfig_t& config, const void* ke
     if (!shape_ok) return done(cudaErrorInvalidConfiguration);
     if (config.dynamicSmemBytes > kSharedDefault && config.dynamicSmemBytes > shared_limit_of(kernel))
         return done(cudaErrorInvalidValue);
+    bool early = false;
     for (unsigned i = 0; i < config.numAttrs; i++) {
         const cudaLaunchAttribute& a = config.attrs[i];
         bool cluster = a.id == cudaLaunchAttributeClusterDimension &&
@@ -369,7 +409,15 @@ cudaError_t simt::launch_kernel(const cudaLaunchConfig_t& config, const void* ke
         if (a.id == cudaLaunchAttributeCooperative && a.val.cooperative &&
             static_cast<uint64_t>(g.x) * g.y * g.z > static_cast<uint64_t>(cores()))
             return done(cudaErrorCooperativeLaunchTooLarge);
+        early |= a.id == cudaLaunchAttributeProgrammaticStreamSerialization &&
+                 a.val.programmaticStreamSerializationAllowed;
     }
-    Launch launch{body, args, kernel, g, b, config.dynamicSmemBytes};
-    return done(run(launch) ? cudaSuccess : cudaErrorLaunchFailure);
+    Launch launch{call.body, call.args, kernel, g, b, config.dynamicSmemBytes, early};
+    if (!is_capturing(config.stream))
+        return enqueue(config.stream, [&] { return done(run(launch) ? cudaSuccess : cudaErrorLaunchFailure); });
+    // A node keeps the arguments as they are now.
+    const std::shared_ptr<void> args(aligned_alloc(kArgumentAlignment, round_to_alignment(call.bytes)), free);
+    memcpy(args.get(), call.args, call.bytes);
+    launch.args = args.get();
+    return enqueue(config.stream, [launch, args] { return done(run(launch) ? cudaSuccess : cudaErrorLaunchFailure); });
 }

@@ -141,6 +141,7 @@ void check_arrive(const char* op, uint32_t mask);  // the running lane is about 
 void check_lane_source(unsigned source, uint32_t mask);
 void check_warp_synced(Warp& warp, uint32_t mask);  // the memory accesses of these lanes are ordered now
 void check_block_synced(Block& block);
+void check_waited();                               // the running lane calls wait_for_previous
 // For code that is not instrumented (stand-in libraries in simt/*.cpp): it read or wrote device or shared memory.
 void note_read(const void* p, size_t bytes);
 void note_written(const void* p, size_t bytes);
@@ -149,6 +150,7 @@ SIMT_INLINE void check_arrive(const char*, uint32_t) {}
 SIMT_INLINE void check_lane_source(unsigned, uint32_t) {}
 SIMT_INLINE void check_warp_synced(Warp&, uint32_t) {}
 SIMT_INLINE void check_block_synced(Block&) {}
+SIMT_INLINE void check_waited() {}
 SIMT_INLINE void note_read(const void*, size_t) {}
 SIMT_INLINE void note_written(const void*, size_t) {}
 #endif
@@ -261,6 +263,7 @@ struct Launch {
     const void* kernel;
     dim3 grid, block;
     size_t shared_bytes;
+    bool early = false;  // may begin before the launch before it has ended: see grid_order.cuh
 };
 // Runs the grid to its end. False: a report was made, its handler returned, and the rest of the grid was dropped.
 bool run(const Launch& launch);

@@ -21,9 +21,9 @@ inline void record(const char* text) {
     reports++;
 }
 
-// Launches and gives the report; empty if there was none.
+// Launches and gives the report; empty if there was none. early: as launch_early() does.
 template <class... P, class... A>
-std::string report_of(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... args) {
+std::string report_as(bool early, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... args) {
     reported.clear();
     reports = 0;
     simt::set_report_handler(record);
@@ -31,11 +31,21 @@ std::string report_of(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared
     config.gridDim = grid;
     config.blockDim = block;
     config.dynamicSmemBytes = shared;
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &attribute;
+    config.numAttrs = early ? 1 : 0;
     cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
     simt::set_report_handler(nullptr);
     cudaGetLastError();
     CHECK((error == cudaErrorLaunchFailure) == (reports > 0));
     return reported;
+}
+
+template <class... P, class... A>
+std::string report_of(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... args) {
+    return report_as(false, kernel, grid, block, shared, args...);
 }
 
 inline bool has(const std::string& text, const std::string& part) {

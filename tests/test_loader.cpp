@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "dataloader/prefetch.h"
+#include "kernels/embedding.cuh"
 #include "temp_folder.h"
 #include "test.h"
 
@@ -383,8 +384,13 @@ TEST_CASE("prefetcher: the loader's batches in its order, and their positions", 
                 const Batch batch = ahead.next(nullptr);
                 if (step % 7 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));  // let it run ahead
                 const Tokens want = next(plain);
-                REQUIRE(std::equal(want.inputs.begin(), want.inputs.end(), batch.inputs));
-                REQUIRE(std::equal(want.targets.begin(), want.targets.end(), batch.targets));
+                std::vector<int> found(batch.count), groups(token_groups_capacity(want.inputs.size()));
+                CUDA_CHECK(cudaMemcpy(found.data(), batch.device, batch.count * sizeof(int), cudaMemcpyDeviceToHost));
+                groups.resize(group_tokens(groups.data(), want.inputs.data(), static_cast<int>(want.inputs.size())));
+                std::vector<int> expected = want.inputs;
+                expected.insert(expected.end(), want.targets.begin(), want.targets.end());
+                expected.insert(expected.end(), groups.begin(), groups.end());
+                REQUIRE(found == expected);
                 REQUIRE(batch.after == plain.at);
             }
         }

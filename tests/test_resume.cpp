@@ -167,6 +167,36 @@ TEST_CASE("--resume refuses another model, data order or data", "[resume]") {
     CHECK(result.out.find("--lr was") != std::string::npos);
 }
 
+TEST_CASE("kernels launched one by one give the same bytes as graphs, and the log is in order", "[resume]") {
+    NEEDS_PROGRAM();
+    Data d;
+    const std::vector<std::string> more = {"--total-batch",       "192", "--residual",   "gpas+prores",
+                                           "--layer-stats-every", "4",   "--val",        d.val(),
+                                           "--val-every",         "3",   "--save-every", "6"};
+    std::vector<std::string> plain = more;
+    plain.push_back("--no-graph");
+    REQUIRE(d.train(d.dir, more).status == 0);
+    REQUIRE(d.train(d.other, plain).status == 0);
+    for (const char* step : {"/step_00000006", "/step_00000010"})
+        check_same_bytes(d.dir + step, d.other + step, all_files);
+    check_same_log(d.dir, d.other);
+    // Results come late, but every event of a step stands behind its line and before the next one's.
+    int64_t step = 0;
+    int others = 0;
+    for (const json& event : read_events(d.dir)) {
+        if (event["event"] == "start") continue;
+        if (event["event"] == "step") {
+            CHECK(event["step"] == ++step);
+            CHECK(event["ms"] > 0);
+        } else {
+            CHECK(event["step"] == step);
+            others++;
+        }
+    }
+    CHECK(step == 10);
+    CHECK(others == 2 + 4 + 2 + 1);  // layers, val, checkpoint, end
+}
+
 TEST_CASE("a signal ends the run after the update, with a checkpoint, and the run goes on from there", "[resume]") {
     NEEDS_PROGRAM();
     Data d;

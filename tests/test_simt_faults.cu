@@ -89,6 +89,25 @@ __global__ void source_outside_mask(int* out, bool fault) {
         out[i] = 0;
 }
 
+constexpr int ORDER_LINE = __LINE__ + 3;
+__global__ void read_before_wait(int* out, bool fault) {
+    if (!fault || threadIdx.x != 5) wait_for_previous();
+    int before = out[threadIdx.x];
+    if (fault) wait_for_previous();
+    out[threadIdx.x] = before + 1;
+}
+__global__ void write_before_wait(int* out, bool fault) {
+    if (!fault) wait_for_previous();
+    out[threadIdx.x] = 1;
+    wait_for_previous();
+}
+__global__ void return_without_wait(int* out, bool fault) {
+    if (fault && threadIdx.x == 40) return;
+    wait_for_previous();
+    launch_next_early();
+    out[threadIdx.x] = 1;
+}
+
 __global__ void write_then_read(float* out, bool fault) {
     float* v = shared_as<Tile>().v;
     int i = static_cast<int>(threadIdx.x), n = static_cast<int>(blockDim.x);
@@ -287,6 +306,23 @@ TEST_CASE("races in shared memory are reported", "[simt][faults]") {
     }
     CHECK(report_of(same_byte, 1, 64, bytes, false) == "");
     REQUIRE_REPORT(report_of(same_byte, 1, 64, bytes, true), "race", "same_byte", "(0,0,0)", "(1,0,0)");
+}
+
+TEST_CASE("a thread of an early launch that does not wait first is reported", "[simt][faults]") {
+    ONLY_CHECKING;
+    Device<int> out(64);
+    out.zero();
+    CHECK(report_as(true, read_before_wait, 2, 64, 0, out.data, false) == "");
+    CHECK(report_of(read_before_wait, 2, 64, 0, out.data, true) == "");  // in order it may
+    REQUIRE_REPORT(report_as(true, read_before_wait, 1, 64, 0, out.data, true), "early launch: reads 4 bytes",
+                   "read_before_wait", "(0,0,0)", "(5,0,0)");
+    REQUIRE_LINE(ORDER_LINE);
+    CHECK(report_as(true, write_before_wait, 2, 64, 0, out.data, false) == "");
+    REQUIRE_REPORT(report_as(true, write_before_wait, 1, 64, 0, out.data, true), "early launch: writes 4 bytes",
+                   "write_before_wait", "(0,0,0)", "(0,0,0)");
+    CHECK(report_as(true, return_without_wait, 2, 64, 0, out.data, false) == "");
+    REQUIRE_REPORT(report_as(true, return_without_wait, 1, 64, 0, out.data, true), "returns without wait_for_previous",
+                   "return_without_wait", "(0,0,0)", "(40,0,0)");
 }
 
 TEST_CASE("shared memory that this block has not written is reported", "[simt][faults]") {

@@ -98,17 +98,17 @@ void embedding(int B, int T, int C, int V) {
         double u = positive(state = state * 1664525u + 1013904223u);
         t = static_cast<int>(u * u * u * V);
     }
-    TokenGroups groups;
-    group_tokens(groups, tokens.data(), N);
-    Array<int> device_tokens(tokens), device_groups(groups.data);
+    std::vector<int> groups(token_groups_capacity(static_cast<size_t>(N)));
+    groups.resize(group_tokens(groups.data(), tokens.data(), N));
+    Array<int> device_tokens(tokens), device_groups(groups);
     Array<floatX> wte(static_cast<size_t>(V) * C, uniform_x), wpe(static_cast<size_t>(T) * C, uniform_x), x(n, uniform_x);
     Array<float> dwte(static_cast<size_t>(V) * C, uniform), dwpe(static_cast<size_t>(T) * C, uniform);
-    double rows = static_cast<double>(n) * X, unique = static_cast<double>(groups.num_unique) * C;
+    double rows = static_cast<double>(n) * X, unique = static_cast<double>(groups[0]) * C;
     report("embedding forward", shape, rows + unique * X + T * C * X + rows, [&] {
         embedding_forward(x.data, device_tokens.data, wte.data, wpe.data, B, T, C, nullptr);
     });
     report("embedding backward, tokens", shape, rows + 8 * unique, [&] {
-        embedding_backward_tokens(dwte.data, x.data, device_groups.data, groups.num_unique, N, C, nullptr);
+        embedding_backward_tokens(dwte.data, x.data, device_groups.data, N, V, C, nullptr);
     });
     report("embedding backward, positions", shape, rows + 8.0 * T * C, [&] {
         embedding_backward_positions(dwpe.data, x.data, B, T, C, nullptr);

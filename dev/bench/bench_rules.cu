@@ -238,8 +238,8 @@ struct Side {
         model_forward_backward(*model, batches.inputs(step), batches.inputs(step) + 1, batches.B, batches.T,
                                1.0 / (static_cast<double>(batches.B) * batches.T));
         model_average_grads(*model, nullptr);
-        const double norm = model_update(*model, {}, ++step);
-        CUDA_CHECK(cudaStreamSynchronize(model_stream(*model)));
+        model_update(*model, {}, ++step);
+        const double norm = model_result(*model).grad_norm;
         if (!std::isfinite(norm)) throw user_error("%s: the gradient is not finite", model_config(*model).residual.c_str());
         return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
     }
