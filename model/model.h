@@ -88,7 +88,7 @@ void model_forward_backward(Model& model, const int* inputs, const int* targets,
 void model_forward_backward_device(Model& model, const int* batch, size_t count, int b, int t, double loss_scale);
 // Whether training passes are recorded and repeated as CUDA graphs; they are at first. Results are the same bits.
 void model_use_graphs(Model& model, bool on);
-int model_graphs(const Model& model);                      // kinds of passes recorded so far
+int model_graphs(const Model& model);                     // kinds of passes recorded so far
 const std::string& model_graph_note(const Model& model);  // why none can be; empty: nothing stood against it
 // Sum of token losses over the micro-batches since the last call or update (synchronises), then starts at zero again.
 double model_take_loss(Model& model);

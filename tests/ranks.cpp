@@ -249,6 +249,18 @@ void communicator(Comm* comm) {
     comm_sum(comm, many.data(), 2000);
     check(many[0] == ranks * (ranks - 1) / 2.0 && many[1999] == many[0], "comm_sum of more than fits at first");
 
+    for (int count : {1, 3}) {  // the second needs more room than the first
+        std::vector<double> own, all;
+        for (int i = 0; i < count; i++) own.push_back(10.0 * rank + i);
+        for (int r = 0; r < ranks; r++)
+            for (int i = 0; i < count; i++) all.push_back(10.0 * r + i);
+        const Array<double> mine(own);
+        std::vector<double> found(all.size());
+        const double* gathered = comm_gather(comm, mine.data, count, nullptr);
+        REQUIRE_OK(cudaMemcpy(found.data(), gathered, found.size() * sizeof(double), cudaMemcpyDeviceToHost));
+        check(found == all, "comm_gather");
+    }
+
     const int64_t big = (int64_t{1} << 62) + 12345;
     check(comm_broadcast(comm, rank == 0 ? big : -7) == big, "comm_broadcast");
     check(comm_max(comm, -100 - rank) == -100, "comm_max");
