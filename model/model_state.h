@@ -115,9 +115,9 @@ struct Model {
     // Of training passes inputs (n), targets (n), groups (token_groups_capacity(n)) behind each other, so that one copy
     // can bring them, n <= N; of others (N) inputs.
     int* tokens = nullptr;
-    int* targets = nullptr;           // (N) of other passes, in the same memory
-    int* rows = nullptr;              // (N) scoring: the positions that have a target
-    unsigned char* hits = nullptr;    // (N) scoring: whether the target is the likeliest token
+    int* targets = nullptr;         // (N) of other passes, in the same memory
+    int* rows = nullptr;            // (N) scoring: the positions that have a target
+    unsigned char* hits = nullptr;  // (N) scoring: whether the target is the likeliest token
 
     floatX* dwide = nullptr;  // (N,max(W,H)) gradient of qkv, or of the MLP's hidden layer
     floatX* dact = nullptr;   // (N,max(C,Fp)) gradient of attention's output, or of SwiGLU's
