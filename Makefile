@@ -3,7 +3,7 @@
 #   make            builds the machine this computer has: CUDA when a GPU answers, else the CPU machine
 #   make demo       installs what is missing, builds, prepares a corpus, trains, evaluates, samples, plots
 #   make test       installs what is missing, builds fp32 and bf16, runs every test
-#   make bench      every kernel by itself, then whole models
+#   make bench      every kernel by itself, then whole models; on the CPU also what a step of gpt2-medium moves on a GPU
 #   make lint       clang-tidy over the CPU build          make deps     installs packages, nothing else
 #   make carry      gathers header libraries into .carry/ for a machine without packages (use: make DEPS=.carry)
 #
@@ -53,9 +53,9 @@ endif
 # Tests of kernels and of the CPU machine: what the check and asan variants build; check has the rules inside a model too.
 KERNEL_TESTS := $(wildcard $(addprefix tests/test_,$(addsuffix .c*,simt* ptx* matmul* fp8 cublaslt activation attention* seam depth_attention \
                   embedding bias classifier scoring rope swiglu upload adamw gradient_norm nccl hc mhc \
-                  branch_scale value_residual x0 gate_clip $(if $(filter check,$(VARIANT)),rules rule_sizes))))
+                  branch_scale value_residual x0 gate_clip $(if $(filter check,$(VARIANT)),rules rule_sizes traffic))))
 ALL_TESTS := $(filter-out $(if $(PCRE2),,$(NEEDS_PCRE2)),$(wildcard tests/test_*.cpp tests/test_*.cu)) tests/run_program.cpp
-TESTS := $(if $(VARIANT),$(KERNEL_TESTS),$(if $(filter cuda,$(BACKEND)),$(filter-out tests/test_simt%,$(ALL_TESTS)),$(ALL_TESTS)))
+TESTS := $(if $(VARIANT),$(KERNEL_TESTS) tests/run_program.cpp,$(if $(filter cuda,$(BACKEND)),$(filter-out tests/test_simt% tests/test_traffic%,$(ALL_TESTS)),$(ALL_TESTS)))
 
 objects = $(patsubst %,$(OBJ)/%.o,$(1))
 KERNEL_OBJ := $(call objects,$(KERNELS) $(SIMT))
@@ -187,6 +187,10 @@ bench:
 	$(MAKE) programs
 	$(BUILD)/bench
 	dev/bench/models.sh $(BUILD)
+ifeq ($(BACKEND),cpu)
+	$(MAKE) BACKEND=cpu PRECISION=bf16 build/cpu-bf16/bench
+	SIMT_DRY=1 OMP_NUM_THREADS=132 build/cpu-bf16/bench --kernel step --count
+endif
 carry:
 	dev/carry.sh .carry
 lint: compile_commands.json

@@ -120,6 +120,7 @@ void activation_forward(floatX* out, const floatX* pre, Activation act, int64_t 
     CHECK(act != Activation::swiglu);
     int64_t packs = packs_of(n);
     auto kernel = act == Activation::gelu_new ? forward_kernel<GeluNew> : forward_kernel<Gelu>;
+    MOVES("activation_forward", {reads(pre, n), writes(out, n)});
     launch_early(kernel, grid_for(packs), dim3(THREADS), 0, stream, out, pre, packs);
 }
 
@@ -128,5 +129,6 @@ void activation_backward(floatX* dpre, const floatX* dout, const floatX* pre, Ac
     CHECK(act != Activation::swiglu);
     int64_t packs = packs_of(n);
     auto kernel = act == Activation::gelu_new ? backward_kernel<GeluNew> : backward_kernel<Gelu>;
+    MOVES("activation_backward", {reads(dout, n), reads(pre, n), writes(dpre, n)});
     launch_early(kernel, grid_for(packs), dim3(THREADS), 0, stream, dpre, dout, pre, packs);
 }

@@ -99,6 +99,7 @@ void attention_backward(floatX* dqkv, void* scratch, const floatX* dout, const f
     const AttentionShape s = checked_shape(B, T, NH, NKV, HS);
     float* delta = static_cast<float*>(scratch);
     const int64_t rows = s.row(B, 0);
+    MOVES("attention_delta", {reads(dout, s.out_count()), reads(out, s.out_count()), writes(delta, rows)});
     launch(attention_delta_kernel, dim3(static_cast<unsigned>(ceil_div(rows, int64_t{DELTA_ROWS}))),
            dim3(DELTA_THREADS), sizeof(DeltaShared), stream, delta, dout, out, s);
     if constexpr (BF16)

@@ -213,6 +213,11 @@ void decode(floatX* out, float* scratch, const floatX* qkv, const floatX* cache,
     const int64_t blocks = static_cast<int64_t>(s.splits) * s.chunks * s.NKV * s.B;
     CHECK(blocks < INT32_MAX);
     const size_t bytes = sizeof(Shared) + static_cast<size_t>(GROUP * s.packs * s.score_stride()) * sizeof(float);
+    const int64_t heads = static_cast<int64_t>(s.B) * s.NH, whole = s.splits == 1;
+    MOVES("attention_decode",
+          {reads(qkv, heads * s.HS), reads(cache, static_cast<int64_t>(s.B) * s.NKV * s.length * 2 * s.HS),
+           writes(whole ? out : nullptr, heads * s.HS),
+           writes(whole ? nullptr : scratch, heads * s.splits * (s.HS + 2))});
     launch(attention_decode_kernel<GROUP>, dim3(static_cast<unsigned>(blocks)), dim3(THREADS), bytes, stream, out,
            scratch, scratch + partial_count(s), qkv, cache, s);
 }
@@ -224,6 +229,8 @@ void attention_cache_write(floatX* cache, int first, int rows, int position, int
     CHECK((B == rows || B == 1) && rows > 0 && T > 0 && position >= 0 && position + T <= capacity);
     CHECK(HS % PackX::size == 0);
     const int64_t threads = static_cast<int64_t>(rows) * T * 2 * NKV * (HS / PackX::size);
+    const int64_t row = 2 * static_cast<int64_t>(T) * NKV * HS;
+    MOVES("attention_cache_write", {reads(qkv, B * row), writes(cache, rows * row)});
     launch(attention_cache_write_kernel, dim3(static_cast<unsigned>(ceil_div(threads, int64_t{THREADS}))),
            dim3(THREADS), 0, stream, cache, first, rows, position, capacity, qkv, B, T, NH, NKV, HS);
 }
@@ -247,6 +254,8 @@ void attention_decode(floatX* out, void* scratch, const floatX* qkv, const float
         decode<MAX_GROUP>(out, sums, qkv, cache, s, stream);
     if (s.splits == 1) return;
     const int64_t channels = static_cast<int64_t>(B) * NH * HS;
+    MOVES("attention_decode_combine",
+          {reads(sums, static_cast<int64_t>(B) * NH * s.splits * (HS + 2)), writes(out, channels)});
     launch(attention_decode_combine_kernel, dim3(static_cast<unsigned>(ceil_div(channels, int64_t{THREADS}))),
            dim3(THREADS), 0, stream, out, sums, sums + partial_count(s), s);
 }

@@ -206,12 +206,24 @@ void backward(float* dqkv, const float* dout, const float* qkv, const float* lse
     constexpr size_t bytes = sizeof(typename Tile::Shared);
     const int key_tiles = ceil_div(s.T, Tile::BK), query_tiles = ceil_div(s.T, Tile::BQ);
     if (key_tiles == 1 || s.B * s.NKV >= 2 * multiprocessors()) {
+        MOVES("attention_backward",
+              {reads(qkv, s.qkv_count()), reads(dout, s.out_count()), reads(lse, s.row_count()),
+               reads(delta, s.row_count()), writes(dqkv, s.qkv_count())},
+              5 * s.product_flops());
         launch(attention_backward_fp32_kernel<Tile, true>, dim3(s.B * s.NKV), dim3(Tile::THREADS), bytes, stream, dqkv,
                dout, qkv, lse, delta, s);
         return;
     }
+    MOVES("attention_key_gradient",
+          {reads(qkv, s.qkv_count()), reads(dout, s.out_count()), reads(lse, s.row_count()),
+           reads(delta, s.row_count()), writes(dqkv, 2 * s.key_count())},
+          4 * s.product_flops());
     launch(attention_backward_fp32_kernel<Tile, false>, dim3(key_tiles * s.B * s.NKV), dim3(Tile::THREADS), bytes,
            stream, dqkv, dout, qkv, lse, delta, s);
+    MOVES("attention_query_gradient",
+          {reads(qkv, s.qkv_count()), reads(dout, s.out_count()), reads(lse, s.row_count()),
+           reads(delta, s.row_count()), writes(dqkv, s.out_count())},
+          3 * s.product_flops());
     launch(attention_query_gradient_fp32_kernel<Tile>, dim3(query_tiles * s.B * s.NH), dim3(Tile::THREADS), bytes,
            stream, dqkv, dout, qkv, lse, delta, s);
 }

@@ -167,6 +167,8 @@ __global__ void __launch_bounds__(THREADS)
 
 template <class Tile>
 void forward(float* out, float* lse, const float* qkv, AttentionShape s, cudaStream_t stream) {
+    MOVES("attention_forward", {reads(qkv, s.qkv_count()), writes(out, s.out_count()), writes(lse, s.row_count())},
+          2 * s.product_flops());
     launch(attention_forward_fp32_kernel<Tile>, dim3(ceil_div(s.T, Tile::BQ) * s.B * s.NH), dim3(THREADS),
            sizeof(typename Tile::Shared), stream, out, lse, qkv, s);
 }

@@ -37,6 +37,13 @@ struct AttentionShape {
     __host__ __device__ int64_t out_stride() const { return static_cast<int64_t>(NH) * HS; }
     __host__ __device__ int64_t out(int b, int h) const { return b * T * out_stride() + static_cast<int64_t>(h) * HS; }
     __host__ __device__ int64_t row(int b, int h) const { return (static_cast<int64_t>(b) * NH + h) * T; }
+    // Elements of qkv, of its keys (or values), of out, and of lse.
+    int64_t qkv_count() const { return B * T * stride(); }
+    int64_t key_count() const { return static_cast<int64_t>(B) * T * NKV * HS; }
+    int64_t out_count() const { return B * T * out_stride(); }
+    int64_t row_count() const { return row(B, 0); }
+    // Of one product over all pairs of a query and a key that it sees: S, P V, dP, ...
+    double product_flops() const { return 2.0 * HS * static_cast<double>(row_count()) * (T + 1) / 2; }
 };
 
 // What a block works on: blocks are numbered tile first, then head, then batch row, in one grid dimension (the others

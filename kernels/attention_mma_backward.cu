@@ -273,11 +273,22 @@ struct Arguments {
 
 template <class Tile>
 void key_gradient(const Arguments& a, AttentionShape s, cudaStream_t stream) {
+    const int64_t qkv_read = s.qkv_count() - (Tile::DK ? 0 : s.key_count());  // without dK it needs no values
+    MOVES("attention_key_gradient",
+          {reads(a.qkv, qkv_read), reads(a.dout, s.out_count()), reads(a.lse, s.row_count()),
+           reads(a.delta, s.row_count()),
+           writes(a.dqkv, (Tile::DV + Tile::DK) * s.key_count())},
+          (1 + Tile::DV + 2 * Tile::DK) * s.product_flops());
     launch(attention_key_gradient_mma_kernel<Tile>, dim3(ceil_div(s.T, Tile::BK) * s.B * s.NKV), dim3(THREADS),
            sizeof(typename Tile::Shared), stream, a.dqkv, a.dout, a.qkv, a.lse, a.delta, s);
 }
 template <class Tile>
 void query_gradient(const Arguments& a, AttentionShape s, cudaStream_t stream) {
+    MOVES("attention_query_gradient",
+          {reads(a.qkv, s.qkv_count()), reads(a.dout, s.out_count()), reads(a.lse, s.row_count()),
+           reads(a.delta, s.row_count()),
+           writes(a.dqkv, s.out_count())},
+          3 * s.product_flops());
     launch(attention_query_gradient_mma_kernel<Tile>, dim3(ceil_div(s.T, Tile::BQ) * s.B * s.NH), dim3(THREADS),
            sizeof(typename Tile::Shared), stream, a.dqkv, a.dout, a.qkv, a.lse, a.delta, s);
 }

@@ -367,15 +367,21 @@ void backward(__nv_bfloat16* dqkv, void* scratch, const __nv_bfloat16* dout, con
     const int64_t tiles = s.row(s.B, 0) / s.T * ceil_div(s.T, BQ);
     float* dq = static_cast<float*>(scratch);
     unsigned* turns = reinterpret_cast<unsigned*>(dq + tiles * BQ * D);
-    CUDA_CHECK(cudaMemsetAsync(turns, 0, static_cast<size_t>(tiles) * sizeof(unsigned), stream));
+    set_zero(turns, static_cast<size_t>(tiles) * sizeof(unsigned), stream);
     AttentionShape keys = s;
     keys.NH = s.NKV;
     const BackwardMaps maps = {attention_map(qkv, s.stride(), s, BK), attention_map(qkv, s.stride(), s, BQ),
                                attention_map(dout, s.out_stride(), s, BQ), attention_map(dqkv, s.stride(), s, 64)};
     const BackwardArgs args = {lse, delta, dq, turns, attention_work(BK, keys, false), s};
     const int blocks = args.work.count() < multiprocessors() ? args.work.count() : multiprocessors();
+    MOVES("attention_backward",
+          {reads(qkv, s.qkv_count()), reads(dout, s.out_count()), reads(lse, s.row_count()),
+           reads(delta, s.row_count()), updates(turns, tiles),
+           writes(dqkv, 2 * s.key_count()), writes(dq, tiles * BQ * D)},
+          5 * s.product_flops());
     launch_together(attention_backward_sm90_kernel<Tile>, dim3(static_cast<unsigned>(blocks)), dim3(THREADS),
            sizeof(typename Tile::Shared), stream, maps, args);
+    MOVES("attention_dq", {reads(dq, tiles * BQ * D), writes(dqkv, s.out_count())});
     launch(attention_dq_sm90_kernel<Tile>, dim3(static_cast<unsigned>(tiles)), dim3(CONSUMERS * GROUP_THREADS),
            static_cast<size_t>(BQ * (D + 8) * 2), stream, dqkv, dq, s);
 }

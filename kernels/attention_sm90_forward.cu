@@ -307,6 +307,8 @@ void forward(__nv_bfloat16* out, float* lse, const __nv_bfloat16* qkv, const Att
                               attention_map(out, s.out_stride(), s, 64)};
     const AttentionWork work = attention_work(Tile::BQ, s, true);
     const int blocks = work.count() < multiprocessors() ? work.count() : multiprocessors();
+    MOVES("attention_forward", {reads(qkv, s.qkv_count()), writes(out, s.out_count()), writes(lse, s.row_count())},
+          2 * s.product_flops());
     launch(attention_forward_sm90_kernel<Tile>, dim3(static_cast<unsigned>(blocks)), dim3(Tile::THREADS),
            sizeof(typename Tile::Shared), stream, maps, lse, work, s);
 }
@@ -320,6 +322,7 @@ __global__ void compiled_kernel(int* answer) {
 bool attention_sm90_compiled() {
     int *device = nullptr, answer = 0;
     CUDA_CHECK(cudaMalloc(&device, sizeof answer));
+    MOVES("attention_sm90_compiled", {writes(device, 1)});
     launch(compiled_kernel, dim3(1), dim3(1), 0, nullptr, device);
     CUDA_CHECK(cudaMemcpy(&answer, device, sizeof answer, cudaMemcpyDeviceToHost));
     CUDA_CHECK(cudaFree(device));

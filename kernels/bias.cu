@@ -65,6 +65,7 @@ void bias_backward(float* dbias, const floatX* dout, float* scratch, int64_t N, 
     int row_blocks = max_row_blocks(OC);
     if (needed < row_blocks) row_blocks = static_cast<int>(needed);
     dim3 grid(ceil_div(OC, SLAB), row_blocks);
+    MOVES("bias_backward", {reads(dout, N * OC), writes(scratch, static_cast<int64_t>(row_blocks) * OC)});
     launch_early(column_sums_kernel, grid, dim3(WARP, ROWS), sizeof(Shared), stream, scratch, dout, scale, N,
            OC);
     PartialTargets target;

@@ -296,6 +296,8 @@ void classifier_with(ClassifierKernel kernel, floatX* logits, float* losses, con
                      int V, int Vp, bool write_dlogits, cudaStream_t stream) {
     CHECK(Vp % PackX::size == 0 && V >= 1 && V <= Vp);
     if (N == 0) return;
+    MOVES("classifier", {reads(logits, N * V), reads(targets, N), writes(losses, N),
+                         writes(write_dlogits ? logits : nullptr, N * Vp)});
     if (kernel == ClassifierKernel::cached) {
         const int threads = cached_threads(Vp), rows = threads == WARP ? MAX_ROWS : 1;
         const unsigned blocks = static_cast<unsigned>(ceil_div(N, static_cast<int64_t>(rows)));
@@ -314,5 +316,6 @@ void classifier_with(ClassifierKernel kernel, floatX* logits, float* losses, con
 }
 
 void sum_losses(double* total, const float* losses, int64_t N, cudaStream_t stream) {
+    MOVES("sum_losses", {reads(losses, N), updates(total, 1)});
     launch_early(sum_losses_kernel, 1, MAX_THREADS, sizeof(SumShared), stream, total, losses, N);
 }

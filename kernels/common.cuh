@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "kernels/error.h"
+#include "kernels/traffic.h"
 
 // The activation type of this build. Parameters have a working copy in floatX and an fp32 master; gradients of
 // parameters are always fp32; statistics and reductions are always fp32.
@@ -79,7 +80,8 @@ inline void cuda_check(cudaError_t status, const char* call, const char* file, i
 }
 #define CUDA_CHECK(call) cuda_check((call), #call, __FILE__, __LINE__)
 
-// launch(kernel, grid, block, shared_bytes, stream, args...): the only way a kernel is started.
+// launch(kernel, grid, block, shared_bytes, stream, args...): the only way a kernel is started. A MOVES in front of it
+// declares what it moves (kernels/traffic.h).
 // Arguments are converted to the kernel's parameter types, as in a direct call.
 // launch_together, for a grid whose blocks wait for each other: it runs when all of them fit on the card at once.
 // launch_early, for short kernels: the grid may begin while what was launched before it still runs, which hides the cost
@@ -106,6 +108,7 @@ void launch_as(cudaLaunchAttributeID how, void (*kernel)(Params...), dim3 grid, 
         attribute.val.programmaticStreamSerializationAllowed = 1;
     config.attrs = &attribute;
     config.numAttrs = how == cudaLaunchAttributeIgnore ? 0 : 1;
+    const traffic::Launch counted(stream);
     CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
 }
 template <class... Params, class... Args>
@@ -124,6 +127,13 @@ void launch_early(void (*kernel)(Params...), dim3 grid, dim3 block, size_t share
     static const bool early = can_launch_early(reinterpret_cast<const void*>(kernel));
     launch_as(early ? cudaLaunchAttributeProgrammaticStreamSerialization : cudaLaunchAttributeIgnore, kernel, grid,
               block, shared_bytes, stream, std::forward<Args>(args)...);
+}
+
+// Zeros, counted like a launch.
+inline void set_zero(void* data, size_t bytes, cudaStream_t stream) {
+    MOVES("set_zero", {writes(static_cast<char*>(data), static_cast<int64_t>(bytes))});
+    const traffic::Launch counted(stream);
+    CUDA_CHECK(cudaMemsetAsync(data, 0, bytes, stream));
 }
 
 // Multiprocessors of the current device (OpenMP threads on the CPU machine): sizes persistent grids.

@@ -146,6 +146,10 @@ void embedding_forward(floatX* x, const int* tokens, const floatX* wte, const fl
     CHECK(C % PackX::size == 0);
     int N = B * T;
     if (N == 0) return;
+    const int64_t count = static_cast<int64_t>(N) * C;
+    // Rows of wte that several tokens share cross the bus once; which these are is not known here.
+    MOVES("embedding_forward",
+          {reads(tokens, N), reads(wte, count), reads(wpe, static_cast<int64_t>(T) * C), writes(x, count)});
     launch_early(forward_kernel, ceil_div(N, ROWS), dim3(WARP, ROWS), 0, stream, x, tokens, wte, wpe, N, T, C);
 }
 
@@ -189,13 +193,21 @@ void embedding_backward_tokens(float* dwte, const floatX* dx, const int* groups,
     const int frequent = tokens < most ? tokens : most;
     if (frequent > 0) {
         dim3 grid(frequent, ceil_div(C, WARP * PackX::size));
+        // Which tokens are frequent only the device knows: all rows are counted with the rare ones, below.
+        MOVES("embedding_backward_frequent", {});
         launch_early(backward_frequent_kernel, grid, dim3(WARP, SLICES), sizeof(Shared), stream, dwte, dx, groups, C);
     }
+    // How many different tokens there are only the device knows: at most so many.
+    MOVES("embedding_backward_rare",
+          {reads(dx, static_cast<int64_t>(N) * C), reads(groups, 2 * int64_t{tokens} + 2 + N),
+           updates(dwte, static_cast<int64_t>(tokens) * C)});
     launch_early(backward_rare_kernel, ceil_div(tokens, ROWS), dim3(WARP, ROWS), 0, stream, dwte, dx, groups, C);
 }
 
 void embedding_backward_positions(float* dwpe, const floatX* dx, int B, int T, int C, cudaStream_t stream) {
     CHECK(C % PackX::size == 0);
     if (B == 0 || T == 0) return;
+    MOVES("embedding_backward_positions",
+          {reads(dx, static_cast<int64_t>(B) * T * C), updates(dwpe, static_cast<int64_t>(T) * C)});
     launch_early(backward_positions_kernel, ceil_div(T, ROWS), dim3(WARP, ROWS), 0, stream, dwpe, dx, B, T, C);
 }

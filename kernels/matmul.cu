@@ -22,7 +22,26 @@ void matmul_destroy(Matmul* mm) {
 
 namespace {
 
+void declare_traffic(const Product& p) {
+    const int64_t m = p.m, n = p.n, k = p.k, size = p.d_type == CUDA_R_32F ? 4 : 2;
+    const char* name = p.op_a == CUBLAS_OP_T   ? "matmul_forward"
+                       : p.op_b == CUBLAS_OP_T ? "matmul_backward_weight"
+                                               : "matmul_backward_input";
+    const bool gelu_backward = p.epilogue == CUBLASLT_EPILOGUE_DGELU || p.epilogue == CUBLASLT_EPILOGUE_DGELU_BGRAD;
+    const bool bias_gradient = p.epilogue == CUBLASLT_EPILOGUE_BGRADB || p.epilogue == CUBLASLT_EPILOGUE_DGELU_BGRAD;
+    const int64_t bias = p.bias == nullptr ? 0 : (p.epilogue == CUBLASLT_EPILOGUE_BGRADB ? n : m) * size;
+    floatX* aux = static_cast<floatX*>(p.aux);
+    traffic::declare_product(name,
+                             {reads(p.a, m * k), reads(p.b, k * n), reads_bytes(p.c ? m * n * size : 0),
+                              writes_bytes(m * n * size), bias_gradient ? writes_bytes(bias) : reads_bytes(bias),
+                              reads(gelu_backward ? aux : nullptr, m * n),
+                              writes(gelu_backward ? nullptr : aux, m * n)},
+                             2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k));
+}
+
 void run(Matmul* mm, const ProductPlan& plan, const Product& p, cudaStream_t stream) {
+    if (traffic::counting) declare_traffic(p);
+    const traffic::Launch counted(stream);
     const cublasStatus_t status = run_plan(mm, plan, plan.algo, p, stream);
     if (status != CUBLAS_STATUS_SUCCESS)
         programming_error("matmul: cublasLtMatmul",

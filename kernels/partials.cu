@@ -42,6 +42,10 @@ void add_partials(const PartialTargets& target, const float* partial, int rows, 
     // Slices shorten the chain of dependent loads; a few rows need none, and then no barrier either.
     int slices = rows >= 256 ? MAX_SLICES : rows >= 64 ? 8 : 1;
     dim3 grid(ceil_div(C, WARP), M), block(WARP, slices);
+    int64_t wanted = 0;
+    for (int m = 0; m < M; m++) wanted += target.total[m] != nullptr;
+    MOVES("add_partials", {reads(partial, rows * wanted * C), reads_bytes(wanted * C * static_cast<int64_t>(sizeof(float))),
+                           writes_bytes(wanted * C * static_cast<int64_t>(sizeof(float)))});
     launch_early(add_partials_kernel, grid, block, slices > 1 ? sizeof(Shared) : 0, stream, target, partial, rows, M, C,
            accumulate);
 }

@@ -68,6 +68,8 @@ void rotate(floatX* qkv, const float* table, int B, int T, int NH, int NKV, int 
     CHECK(threads < INT32_MAX);
     const dim3 grid(static_cast<unsigned>(ceil_div(threads, static_cast<int64_t>(THREADS))));
     auto kernel = whole ? rope_kernel<PackX::size, BACKWARD> : rope_kernel<PackX::size / 2, BACKWARD>;
+    MOVES(BACKWARD ? "rope_backward" : "rope_forward",
+          {updates(qkv, rows * heads * HS), reads(table, static_cast<int64_t>(T) * HS)});
     launch_early(kernel, grid, dim3(THREADS), 0, stream, qkv, table, static_cast<int>(rows), T, heads, HS,
            (NH + 2 * NKV) * HS, parts, groups);
 }

@@ -50,6 +50,7 @@ int threads_for(int columns) {
 void gather_rows(floatX* out, const floatX* in, const int* rows, int64_t n, int C, cudaStream_t stream) {
     CHECK(C % PackX::size == 0);
     if (n == 0) return;
+    MOVES("gather_rows", {reads(rows, n), reads(in, n * C), writes(out, n * C)});
     launch(gather_kernel, static_cast<unsigned>(n), threads_for(C), 0, stream, out, in, rows, C);
 }
 
@@ -57,6 +58,8 @@ void greedy_hits(unsigned char* hits, const floatX* logits, const int* targets, 
                  cudaStream_t stream) {
     CHECK(Vp % PackX::size == 0 && V >= 1 && V <= Vp);
     if (N == 0) return;
+    const int64_t whole = round_up(V, PackX::size);  // packs
+    MOVES("greedy_hits", {reads(logits, N * whole), reads(targets, N), writes(hits, N)});
     launch(greedy_kernel, static_cast<unsigned>(N), threads_for(V), sizeof(Shared), stream, hits, logits, targets, V,
            Vp);
 }

@@ -94,11 +94,13 @@ dim3 grid_for(unsigned packs) {
 
 void swiglu_forward(floatX* act, const floatX* gate_up, int64_t N, int F, cudaStream_t stream) {
     const unsigned packs = packs_of(N, F);
+    MOVES("swiglu_forward", {reads(gate_up, 2 * N * F), writes(act, N * F)});
     launch_early(forward_kernel, grid_for(packs), dim3(THREADS), 0, stream, act, gate_up, packs, F / PackX::size);
 }
 
 void swiglu_backward(floatX* dgate_up, const floatX* dact, const floatX* gate_up, int64_t N, int F,
                      cudaStream_t stream) {
     const unsigned packs = packs_of(N, F);
+    MOVES("swiglu_backward", {reads(dact, N * F), reads(gate_up, 2 * N * F), writes(dgate_up, 2 * N * F)});
     launch_early(backward_kernel, grid_for(packs), dim3(THREADS), 0, stream, dgate_up, dact, gate_up, packs, F / PackX::size);
 }

@@ -44,6 +44,7 @@ void set_schedule(Model& m, bool evaluation) {
 namespace {
 
 void run_seam(Model& m, const Pass& pass, int s) {
+    const traffic::Range range("seam", s);
     m.rule().forward(pass, s);
     m.input_at = s;
 }
@@ -51,6 +52,7 @@ void run_seam(Model& m, const Pass& pass, int s) {
 // With a cache the tokens stand behind those whose keys and values are in it, and theirs are added. output: whether the
 // projection that ends the sublayer is wanted.
 void attention_sublayer(Model& m, int l, int b, int t, const KvCache* cache, bool output = true) {
+    const traffic::Range range("attention", l);
     const ModelConfig& c = m.config;
     const LayerOffsets& o = m.layers[static_cast<size_t>(l)];
     LayerValues& a = m.values[static_cast<size_t>(l)];
@@ -89,6 +91,7 @@ void activate(Model& m, LayerValues& a, int N) {
 }
 
 void mlp_sublayer(Model& m, int l, int N, bool output = true) {
+    const traffic::Range range("mlp", l);
     const ModelConfig& c = m.config;
     const LayerOffsets& o = m.layers[static_cast<size_t>(l)];
     LayerValues& a = m.values[static_cast<size_t>(l)];
@@ -110,6 +113,7 @@ void mlp_sublayer(Model& m, int l, int N, bool output = true) {
 
 // All but the schedules.
 void network(Model& m, int b, int t, bool evaluation, const KvCache* cache) {
+    const traffic::Range range("forward");
     const int N = b * t;
     const int64_t position = cache ? cache->position : 0;
     CHECK(position == 0 || t == 1);
@@ -161,6 +165,7 @@ namespace {
 // Losses of all rows, a chunk of logits at a time, so that the logits never exist whole. With backward: the gradient of
 // the head's weight, and of the head's input.
 void head(Model& m, const int* targets, int64_t N, float dloss, bool backward) {
+    const traffic::Range range("head");
     const int C = m.config.channels, V = m.config.vocab, Vp = m.config.padded_vocab();
     const floatX* z = m.rule().input(2 * m.config.layers);
     for (int64_t row = 0; row < N; row += m.chunk) {
@@ -223,6 +228,7 @@ void linear_backward(Model& m, const LinearOffsets& o, const floatX* dout, const
 }
 
 void mlp_backward(Model& m, const Pass& pass, int l) {
+    const traffic::Range range("mlp backward", l);
     const ModelConfig& c = m.config;
     const LayerOffsets& o = m.layers[static_cast<size_t>(l)];
     LayerValues& a = m.values[static_cast<size_t>(l)];
@@ -251,6 +257,7 @@ void mlp_backward(Model& m, const Pass& pass, int l) {
 }
 
 void attention_sublayer_backward(Model& m, const Pass& pass, int l, int b, int t) {
+    const traffic::Range range("attention backward", l);
     const ModelConfig& c = m.config;
     const LayerOffsets& o = m.layers[static_cast<size_t>(l)];
     LayerValues& a = m.values[static_cast<size_t>(l)];
@@ -273,19 +280,25 @@ void attention_sublayer_backward(Model& m, const Pass& pass, int l, int b, int t
     matmul_backward_input(m.mm, rule.d_input(), m.dwide, m.param(o.qkv.weight), N, C, W, false, m.stream);
 }
 
+void seam_backward(Rule& rule, const Pass& pass, int s) {
+    const traffic::Range range("seam backward", s);
+    rule.backward(pass, s);
+}
+
 void backward(Model& m, int b, int t) {
+    const traffic::Range range("backward");
     const int N = b * t, C = m.config.channels;
     const Pass pass = make_pass(m, N);
     Rule& rule = m.rule();
     rule.begin_backward(pass);
     for (int l = m.config.layers - 1; l >= 0; l--) {
         if (m.recompute == Recompute::block) layer_again(m, pass, l, b, t);
-        rule.backward(pass, 2 * l + 2);
+        seam_backward(rule, pass, 2 * l + 2);
         mlp_backward(m, pass, l);
-        rule.backward(pass, 2 * l + 1);
+        seam_backward(rule, pass, 2 * l + 1);
         attention_sublayer_backward(m, pass, l, b, t);
     }
-    rule.backward(pass, 0);
+    seam_backward(rule, pass, 0);
     rule.end_backward(pass);
     embedding_backward_tokens(m.grad(m.wte), rule.d_embedding(), m.tokens + 2 * N, N, m.config.vocab, C, m.stream);
     if (m.wpe >= 0) embedding_backward_positions(m.grad(m.wpe), rule.d_embedding(), b, t, C, m.stream);

@@ -42,8 +42,9 @@ size_t moments_scratch_bytes() {
 void moments(float* sums, const floatX* x, int64_t count, float* scratch, cudaStream_t stream) {
     const int64_t needed = ceil_div(count, static_cast<int64_t>(THREADS) * PackX::size * 4);
     const int blocks = static_cast<int>(needed < MAX_BLOCKS ? needed : MAX_BLOCKS);
+    MOVES("moments", {reads(x, count), writes(scratch, 2 * blocks)});
     launch(moments_kernel, blocks, THREADS, sizeof(Shared), stream, scratch, x, count);
-    CUDA_CHECK(cudaMemsetAsync(sums, 0, 2 * sizeof(float), stream));
+    set_zero(sums, 2 * sizeof(float), stream);
     PartialTargets target;
     target.total[0] = sums;
     add_partials(target, scratch, blocks, 1, 2, stream);

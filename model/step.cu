@@ -105,9 +105,10 @@ void model_forward_backward_device(Model& m, const int* batch, size_t count, int
 }
 
 double model_take_loss(Model& m) {
+    const traffic::Range range("loss");
     double sum = 0;
     CUDA_CHECK(cudaMemcpyAsync(&sum, m.loss_sum, sizeof sum, cudaMemcpyDeviceToHost, m.stream));
-    CUDA_CHECK(cudaMemsetAsync(m.loss_sum, 0, sizeof sum, m.stream));
+    set_zero(m.loss_sum, sizeof sum, m.stream);
     CUDA_CHECK(cudaStreamSynchronize(m.stream));
     return sum;
 }
@@ -146,7 +147,7 @@ void queue_result(Model& m, Comm* comm, double mark) {
     const double* sums = comm ? comm_gather(comm, m.loss_sum, 2, m.stream) : m.loss_sum;
     CUDA_CHECK(cudaMemcpyAsync(slot.sums, sums, 2 * ranks * sizeof(double), cudaMemcpyDeviceToHost, m.stream));
     CUDA_CHECK(cudaMemcpyAsync(slot.sums + 2 * ranks, m.clip, sizeof(float), cudaMemcpyDeviceToHost, m.stream));
-    CUDA_CHECK(cudaMemsetAsync(m.loss_sum, 0, sizeof(double), m.stream));
+    set_zero(m.loss_sum, sizeof(double), m.stream);
     CUDA_CHECK(cudaEventRecord(slot.ready, m.stream));
 }
 

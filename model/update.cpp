@@ -148,6 +148,7 @@ void model_set_time(Model& model, int64_t step, int64_t passes_per_update) {
 }
 
 void model_average_grads(Model& model, Comm* comm) {
+    const traffic::Range range("average");
     model.rule().finish_gradients({0, model.stream, model.mm, static_cast<float*>(model.scratch)});
     comm_average(comm, model.grads, static_cast<size_t>(model.registry.arena), model.stream);
 }
@@ -159,6 +160,7 @@ static bool frozen(const Tensor& t, const std::vector<std::string>& patterns) {
 }
 
 void model_update(Model& model, const UpdateSettings& settings, int64_t step, Comm* comm, double mark) {
+    const traffic::Range range("optimizer");
     CHECK(model.use == Use::training && step >= 1);
     const bool first = model.chunks_host.empty();
     model.adamw_host.clear();
@@ -190,6 +192,7 @@ void model_update(Model& model, const UpdateSettings& settings, int64_t step, Co
                                    model.stream));
     }
     const int num_chunks = static_cast<int>(model.chunks_host.size());
+    gradient_norm_moves(model.adamw_host);
     gradient_norm(model.clip, model.grads, model.adamw_tensors, model.adamw_chunk_list, num_chunks,
                   static_cast<float>(settings.grad_clip), model.scratch, model.stream);
     if (model.rule().gate_clip > 0) {
@@ -200,6 +203,7 @@ void model_update(Model& model, const UpdateSettings& settings, int64_t step, Co
         }
         clip_gates(model.grads, gates, model.clip, static_cast<float>(model.rule().gate_clip), model.stream);
     }
+    adamw_moves(model.adamw_host, true);
     adamw_update(model.params, model.master, model.grads, model.m, model.v, model.adamw_tensors, model.adamw_chunk_list,
                  num_chunks, model.clip, true, settings.seed, static_cast<uint64_t>(step), model.stream);
     model.accumulated = 0;

@@ -134,6 +134,21 @@ std::vector<AdamWChunk> adamw_chunks(const std::vector<AdamWTensor>& tensors) {
     return chunks;
 }
 
+void adamw_moves(const std::vector<AdamWTensor>& tensors, bool zero_grads) {
+    if (!traffic::counting) return;
+    int64_t moving = 0, frozen = 0, zeroed = 0, tables = 0;
+    for (const AdamWTensor& t : tensors) {
+        tables += sizeof(AdamWTensor) + ceil_div(t.count, int64_t{ADAMW_CHUNK}) * sizeof(AdamWChunk);
+        (t.frozen ? frozen : moving) += t.count;
+        zeroed += zero_grads && !t.stored ? t.count : 0;
+    }
+    // Gradient, master and both moments read; master and moments written, the working copy, zeros. Frozen tensors'
+    // working copies are rounded anew.
+    const int64_t F = sizeof(float), copy = sizeof(floatX) < sizeof(float) ? sizeof(floatX) : 0;
+    traffic::declare("adamw", {reads_bytes(4 * F * moving + (copy ? F * frozen : 0) + tables),
+                               writes_bytes((3 * F + copy) * moving + copy * frozen + F * zeroed)});
+}
+
 void adamw_update(floatX* params, float* master, float* grads, float* m, float* v, const AdamWTensor* tensors,
                   const AdamWChunk* chunks, int num_chunks, const float* clip, bool zero_grads, uint64_t seed,
                   uint64_t step, cudaStream_t stream) {
@@ -147,5 +162,6 @@ void round_params(floatX* params, const float* master, int64_t first, int64_t co
     CHECK(first % PIECE == 0 && count % PIECE == 0);
     if (count == 0 || static_cast<const void*>(params) == master) return;
     unsigned blocks = static_cast<unsigned>(ceil_div(count, static_cast<int64_t>(ADAMW_CHUNK)));
+    MOVES("round_params", {reads(master, count), writes(params, count)});
     launch_early(round_kernel, blocks, CHUNK_THREADS, 0, stream, params, master, first, count, random_key(seed, step));
 }

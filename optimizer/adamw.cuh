@@ -27,6 +27,8 @@ struct AdamWChunk {
 constexpr int ADAMW_CHUNK = 16384;  // elements
 std::vector<AdamWChunk> adamw_chunks(const std::vector<AdamWTensor>& tensors);
 
+// Declares what adamw_update of these tensors moves (kernels/traffic.h), in front of its call: it has them on the device.
+void adamw_moves(const std::vector<AdamWTensor>& tensors, bool zero_grads);
 // params (floatX, working copy), master (fp32; the same array as params in an fp32 build), grads (fp32), m, v (fp32).
 // clip (2) on the device: [0] gradient norm, [1] factor kappa that gradients are multiplied by; if the norm is not
 // finite nothing is updated (the gradients are still zeroed). grads are zeroed after use when zero_grads, but for

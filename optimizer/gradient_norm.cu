@@ -60,10 +60,23 @@ __global__ void __launch_bounds__(CLIP_THREADS)
 
 size_t gradient_norm_scratch_bytes(int64_t num_chunks) { return sizeof(double) * static_cast<size_t>(num_chunks); }
 
+void gradient_norm_moves(const std::vector<AdamWTensor>& tensors) {
+    if (!traffic::counting) return;
+    int64_t values = 0, chunks = 0;
+    for (const AdamWTensor& t : tensors) {
+        values += t.frozen ? 0 : t.count;
+        chunks += ceil_div(t.count, int64_t{ADAMW_CHUNK});
+    }
+    const int64_t tables = static_cast<int64_t>(tensors.size() * sizeof(AdamWTensor) + chunks * sizeof(AdamWChunk));
+    traffic::declare("gradient_norm", {reads_bytes(values * static_cast<int64_t>(sizeof(float)) + tables),
+                                       writes_bytes(chunks * static_cast<int64_t>(sizeof(double)))});
+}
+
 void gradient_norm(float* clip, const float* grads, const AdamWTensor* tensors, const AdamWChunk* chunks,
                    int num_chunks, float max_norm, void* scratch, cudaStream_t stream) {
     double* partial = static_cast<double*>(scratch);
     if (num_chunks > 0)
         launch_early(squares_kernel, num_chunks, CHUNK_THREADS, sizeof(Shared), stream, partial, grads, tensors, chunks);
+    MOVES("gradient_norm_total", {reads(partial, num_chunks), writes(clip, 2)});
     launch_early(clip_kernel, 1, CLIP_THREADS, sizeof(Shared), stream, clip, partial, num_chunks, max_norm);
 }

@@ -78,6 +78,7 @@ __global__ void __launch_bounds__(THREADS)
 }  // namespace
 
 void branch_factors(float* beta, const float* alpha, const float* const* factor, int count, cudaStream_t stream) {
+    MOVES("branch_factors", {reads(alpha, count), reads(factor, count), writes(beta, count)});
     launch(branch_factors_kernel, ceil_div(count, THREADS), THREADS, 0, stream, beta, alpha, factor, count);
 }
 
@@ -85,8 +86,22 @@ size_t branch_dots_scratch_bytes(int count) {
     return static_cast<size_t>(count) * MAX_BLOCKS * sizeof(float);
 }
 
-void branch_dots(const BranchDot* dots, int count, int64_t largest, float* scratch, cudaStream_t stream) {
-    if (count == 0 || largest == 0) return;
+void branch_dots(const BranchDot* dots, const std::vector<BranchDot>& host, float* scratch, cudaStream_t stream) {
+    const int count = static_cast<int>(host.size());
+    int64_t largest = 0, read = 0, written = 0, blocks = 0, totals = 0;
+    for (size_t i = 0; i < host.size(); i++) {
+        const BranchDot& dot = host[i];
+        const int64_t gradient = dot.count * static_cast<int64_t>(sizeof(float));
+        if (dot.count > largest) largest = dot.count;
+        read += gradient + (dot.value ? dot.count * static_cast<int64_t>(sizeof(floatX)) : gradient);
+        written += dot.scale ? gradient : 0;
+        blocks += dot_blocks(dot.count);
+        totals += i == 0 || host[i - 1].total != dot.total;
+    }
+    if (largest == 0) return;
+    const int64_t table = static_cast<int64_t>(host.size() * sizeof(BranchDot)), F = sizeof(float);
+    MOVES("branch_dots", {reads_bytes(read + table), writes_bytes(written + blocks * F)});
     launch(branch_dots_kernel, dim3(dot_blocks(largest), count), THREADS, sizeof(Shared), stream, scratch, dots);
+    MOVES("branch_totals", {reads_bytes((blocks + totals) * F + table), writes_bytes(totals * F)});
     launch(branch_totals_kernel, count, THREADS, sizeof(Shared), stream, scratch, dots, count);
 }

@@ -7,6 +7,8 @@
 //
 // over whole parameters, once per update, whatever the number of tokens; s = 0 is harmless.
 #pragma once
+#include <vector>
+
 #include "kernels/common.cuh"
 
 // beta (count) = alpha (count) * *factor[i], a null factor counting as 1.
@@ -23,5 +25,5 @@ struct BranchDot {
 };
 size_t branch_dots_scratch_bytes(int count);
 // All of a device table in two launches. Dots that share a total stand side by side; they are added in their order.
-// Deterministic. Values and gradients are 16-byte aligned. largest: the largest count among them.
-void branch_dots(const BranchDot* dots, int count, int64_t largest, float* scratch, cudaStream_t stream);
+// Deterministic. Values and gradients are 16-byte aligned. host: the same table.
+void branch_dots(const BranchDot* dots, const std::vector<BranchDot>& host, float* scratch, cudaStream_t stream);

@@ -85,6 +85,15 @@ struct DepthSeam : RowFunction {
 struct DepthCombine : DepthSeam {
     using Args = DepthForward;
 
+    static void moves(const Args& args, int64_t N, int C, bool) {
+        const DepthQuery& query = args.query;
+        MOVES_MORE({reads(query.q, C), reads(args.partial, N * C), reads(args.partial_lse, N), writes(args.store, N * C),
+                    writes(args.r, N), writes(query.q ? query.scores : nullptr, (1 + args.near) * N),
+                    writes(query.q ? query.lse : nullptr, N)});
+        for (int j = 0; j < args.near; j++)
+            MOVES_MORE({reads(args.near_source[j].rows, N * C), reads(args.near_source[j].r, N)});
+    }
+
     template <class Lane, class Row = typename Lane::Row>
     static __device__ __forceinline__ Row combine(const Lane& lane, const Args& args, const Row& x, const Row& v) {
         Row newest;
@@ -147,6 +156,22 @@ struct DepthCombine : DepthSeam {
 
 struct DepthGather : DepthSeam {
     using Args = DepthBackward;
+
+    static void moves(const Args& args, int64_t N, int C, bool) {
+        const DepthSource& source = args.source;
+        MOVES_MORE({reads(source.rows, N * C), reads(source.r, N), reads(args.carry, N * C), reads(args.later, N * C)});
+        auto gathers = [&](const DepthQuery& query) {
+            MOVES_MORE({reads(query.q, C), reads(query.scores + source.slot * N, N), reads(query.lse, N)});
+        };
+        if (args.query.q) {
+            gathers(args.query);
+            MOVES_MORE({writes(args.query.dh, N * C), writes(args.query.del, N)});
+        }
+        for (int j = 0; j < args.near; j++) {
+            gathers(args.near_query[j]);
+            MOVES_MORE({reads(args.near_query[j].dh, N * C), reads(args.near_query[j].del, N), writes(args.coef + j, N)});
+        }
+    }
 
     template <class Lane, class Saved, class Sums, class Row = typename Lane::Row>
     static __device__ __forceinline__ void backward(const Lane& lane, const Args& args, const Row& dp,
@@ -384,17 +409,26 @@ __global__ void __launch_bounds__(QUERY_THREADS)
 
 void depth_queries(float* q, const DepthWeights* weights, int K, int C, cudaStream_t stream) {
     if (K == 0) return;
+    const int64_t count = static_cast<int64_t>(K) * C, bytes = count * static_cast<int64_t>(sizeof(float));
+    MOVES("depth_queries", {reads(weights, K), reads_bytes(2 * bytes), writes(q, count)});  // w and gain
     launch(queries_kernel, dim3(ceil_div(C, QUERY_THREADS), K), QUERY_THREADS, 0, stream, q, weights, C);
 }
 
 void depth_queries_backward(const float* dq, const DepthWeights* weights, int K, int C, cudaStream_t stream) {
     if (K == 0) return;
+    const int64_t count = static_cast<int64_t>(K) * C, bytes = count * static_cast<int64_t>(sizeof(float));
+    MOVES("depth_queries_backward", {reads(dq, count), reads(weights, K), reads_bytes(4 * bytes), writes_bytes(2 * bytes)});
     launch(queries_backward_kernel, dim3(ceil_div(C, QUERY_THREADS), K), QUERY_THREADS, 0, stream, dq, weights, C);
 }
 
 void depth_attention_older(floatX* partial, float* partial_lse, const DepthQuery* queries, int count,
                            const DepthSource* sources, int m, int64_t N, int C, cudaStream_t stream) {
     CHECK(count >= 1 && count <= DEPTH_GROUP && m >= 1);
+    // A source's row and its r; of a query's entry two pointers.
+    const int64_t X = sizeof(floatX), F = sizeof(float), row = C * X + F, pointers = 2 * sizeof(void*);
+    MOVES("depth_attention_older",
+          {reads(sources, m), reads_bytes(m * N * row + count * (C * F + pointers)), writes(partial, count * N * C),
+           writes(partial_lse, count * N), writes_bytes(static_cast<int64_t>(count) * m * N * F)});
     launch_group(older_kernel<1, MAX_ROW_THREADS>, older_kernel < WIDE_ROWS ? WIDE_PACKS : 1, WIDE_THREADS >, N, C,
                  stream, OlderArgs{partial, partial_lse, queries, sources, count, m});
 }
@@ -402,6 +436,11 @@ void depth_attention_older(floatX* partial, float* partial_lse, const DepthQuery
 void depth_attention_later(const DepthLater& later, const DepthQuery* queries, int count, int64_t N, int C,
                            cudaStream_t stream) {
     CHECK(later.sources >= 1 && later.sources <= DEPTH_GROUP && count >= 1);
+    const int64_t X = sizeof(floatX), F = sizeof(float), S = later.sources, Q = count;
+    MOVES("depth_attention_later",
+          {reads(queries, Q), reads_bytes(S * N * (C * X + F) + Q * N * (C * X + 2 * F) + S * Q * N * F + Q * C * F),
+           writes_bytes(S * N * C * X + S * Q * N * X)});
+    for (int i = 0; i < later.sources; i++) MOVES_MORE({reads(later.carry[i], N * C)});
     launch_group(later_kernel<1, MAX_ROW_THREADS>, later_kernel < WIDE_ROWS ? WIDE_PACKS : 1, WIDE_THREADS >, N, C,
                  stream, later, queries, count);
 }

@@ -152,9 +152,8 @@ void DepthRule::forward(const Pass& pass, int s) {
 
 void DepthRule::begin_backward(const Pass& pass) {
     const size_t columns = static_cast<size_t>(coef_columns());
-    CUDA_CHECK(cudaMemsetAsync(dq_, 0, columns * static_cast<size_t>(shape_.C) * sizeof(float), pass.stream));
-    CUDA_CHECK(
-        cudaMemsetAsync(coef_, 0, DEPTH_GROUP * static_cast<size_t>(pass.N) * columns * sizeof(floatX), pass.stream));
+    set_zero(dq_, columns * static_cast<size_t>(shape_.C) * sizeof(float), pass.stream);
+    set_zero(coef_, DEPTH_GROUP * static_cast<size_t>(pass.N) * columns * sizeof(floatX), pass.stream);
 }
 
 void DepthRule::backward(const Pass& pass, int s) {

@@ -34,6 +34,15 @@ struct Dwa : RowFunction {
     };
     static constexpr bool allows_post = false;
 
+    static void moves(const Args& args, int64_t N, int C, bool backward) {
+        const int64_t terms = args.count * N * C * static_cast<int64_t>(sizeof(floatX));
+        if (backward)
+            MOVES_MORE({reads(args.own, N * C), reads_bytes(terms), writes(args.dots, N * (args.count + 1)),
+                        writes(args.dy, N * C)});
+        else
+            MOVES_MORE({writes(args.own, N * C), reads_bytes(terms)});
+    }
+
     template <class Lane, class Row = typename Lane::Row>
     static __device__ __forceinline__ Row combine(const Lane& lane, const Args& args, const Row& x, const Row& v) {
         Row X, y;
@@ -192,6 +201,7 @@ class DwaRule : public StreamRule {
         if (s % 2 == 1) return StreamRule::seam_backward(seam, shape, pass, s);
         const Dwa::Args a = args(s, true);
         ::seam_backward<Dwa>(seam, shape, a, {}, pass.scratch, pass.stream);
+        MOVES("dwa_sum", {reads(dots_, pass.N * (a.count + (a.own_alpha != nullptr)))});
         launch(dwa_sum_kernel, a.count + 1, 256, sizeof(SumShared), pass.stream, a.terms, dots_, pass.N, a.count + 1);
     }
     int dilation_, period_;

@@ -13,6 +13,13 @@ struct BranchGate {
     bool convex;
     const floatX* x;  // (N,C) the stream before; backward
 
+    void moves(int64_t N, int C, bool backward) const {
+        if (backward)
+            MOVES_MORE({reads(r, N * C), reads(convex ? x : nullptr, N * C)});
+        else
+            MOVES_MORE({writes(r, N * C)});
+    }
+
     __device__ __forceinline__ float factor() const { return alpha != nullptr ? *alpha : 1.0f; }
 
     template <class Lane, class Row = typename Lane::Row>

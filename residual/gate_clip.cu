@@ -27,5 +27,6 @@ void clip_gates(float* grads, const std::vector<int64_t>& gates, const float* cl
     if (gates.empty()) return;
     Gates list = {};
     for (int64_t offset : gates) list.offset[list.count++] = offset;
+    MOVES("clip_gates", {reads_bytes(list.count * static_cast<int64_t>(sizeof(float)))});
     launch(clip_gates_kernel, 1, 1, 0, stream, grads, list, clip, limit);
 }

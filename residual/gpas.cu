@@ -61,6 +61,10 @@ struct Gpas : RowFunction {
     static constexpr int scalar_sums = 1;
     static constexpr bool reads_p = true;
 
+    static void moves(const Args& args, int64_t N, int C, bool backward) {
+        if (backward && args.on_skip) MOVES_MORE({reads(args.x, N * C)});
+    }
+
     template <class Lane, class Row = typename Lane::Row>
     static __device__ __forceinline__ Row combine(const Lane&, const Args& args, const Row& x, const Row& v) {
         float keep = args.alpha != nullptr ? open_gate(*args.alpha, args.act).keep : 1.0f;
@@ -166,6 +170,7 @@ class GpasRule : public StreamRule {
     void begin(const Pass& pass) override {
         if (!by_dots()) return;
         const int count = shape_.last() + 1;
+        MOVES("gate_factors", {reads(gates_, count), writes(keep_, count)});
         launch(gate_factors_kernel, 1, static_cast<int>(round_up(count, WARP)), 0, pass.stream, keep_,
                where_ == Where::branch_output && prores() ? alpha_ : nullptr, gates_, act_, count);
     }
@@ -186,8 +191,11 @@ class GpasRule : public StreamRule {
     }
     void finish_gradients(const Pass& pass) override {
         if (!by_dots()) return;
-        CUDA_CHECK(cudaMemsetAsync(dot_, 0, static_cast<size_t>(shape_.last() + 1) * sizeof(float), pass.stream));
+        set_zero(dot_, static_cast<size_t>(shape_.last() + 1) * sizeof(float), pass.stream);
         dots_.run(pass);
+        MOVES("gate_gradients", {reads(dot_, shape_.last()), reads(gates_, shape_.last()), reads(dgates_, shape_.L),
+                                 reads_bytes(int64_t{2} * shape_.L * static_cast<int64_t>(sizeof(float))),
+                                 writes_bytes(shape_.L * static_cast<int64_t>(sizeof(float)))});
         launch(gate_gradients_kernel, ceil_div(shape_.L, WARP), WARP, 0, pass.stream, dgates_, dot_, gates_, act_,
                shape_.L, where_ == Where::after_norm ? 1 : 0, !stop_gradient_);
     }

@@ -276,6 +276,10 @@ Coefficients hc_coefficients(const HcModule& parameters, const HcSaved& saved, i
 
 void hc_prepare(const HcModule& parameters, int C, int n, cudaStream_t stream) {
     CHECK(n >= 1 && n <= MAX_STREAMS);
+    const int64_t wide = parameters.dynamic ? (n + 2) * static_cast<int64_t>(C) : 0, K = n * (n + 2);
+    MOVES("hc_prepare", {reads(parameters.alpha, n * (n + 1)), reads(parameters.beta, n), writes(parameters.base, K),
+                         reads(parameters.wa, wide - (wide ? C : 0)), reads(parameters.wb, C), reads(parameters.gain, C),
+                         writes(parameters.folded, wide)});
     launch(prepare_kernel, parameter_blocks(C, n), PARAMETER_THREADS, 0, stream, parameters, C, n);
 }
 
@@ -286,6 +290,15 @@ void hc_forward(const HcForward& seam, const StreamShape& shape, cudaStream_t st
     with_streams(shape, [&](auto ns, auto kind) {
         with_flag(seam.next != nullptr && seam.next->dynamic, [&](auto dynamic) {
             constexpr int NS = decltype(ns)::value;
+            const int64_t n = shape.n, K = n * (n + 2), N = shape.N;
+            MOVES("hc_forward", {writes(seam.z, N * shape.C)});
+            write_moves(seam.write, shape);
+            norm_moves(seam.in, row_shape(shape), false, true);
+            if (decltype(dynamic)::value)
+                MOVES_MORE({reads(seam.next->folded, (n + 2) * shape.C), reads(seam.next->base, K),
+                            writes(seam.saved.c, N * K), writes(seam.saved.m, N * K), writes(seam.saved.rstd, N * n)});
+            else
+                coefficient_moves(read_coefficients(seam.next, seam.saved, seam.readout, shape.n), shape, 1);
             launch(forward_kernel<decltype(kind)::value, decltype(dynamic)::value, NS>, row_blocks(grid, shape.N),
                    grid.block, sizeof(StreamShared<NS>), stream, seam.write,
                    read_coefficients(seam.next, seam.saved, seam.readout, shape.n), dynamic_part(seam.next, seam.saved),
@@ -306,6 +319,24 @@ void hc_backward(const HcBackward& seam, const StreamShape& shape, float* scratc
         using Index = HcSums<KIND, DYNAMIC, OUT, NS>;
         float* coefficient_partial = scratch + static_cast<size_t>(blocks) * Index::count * C;
         float* totals = coefficient_partial + static_cast<size_t>(blocks) * 2 * K;  // dc (K), dc*phi (K), G (n+2,C)
+        const int64_t N = shape.N, count = N * C;
+        const bool last = seam.next == nullptr;
+        MOVES("hc_backward",
+              {reads(seam.H, n * count), reads(last ? nullptr : seam.D, n * count), reads(seam.dz, count),
+               reads(last ? nullptr : seam.dB, N * n), writes(scratch, int64_t{blocks} * Index::count * C),
+               writes(last ? nullptr : coefficient_partial, int64_t{blocks} * 2 * K)});
+        coefficient_moves(read_coefficients(seam.next, seam.saved, seam.readout, n), shape, last ? 1 : n + 1);
+        norm_moves(seam.in, row_shape(shape), true, false);
+        if (DYNAMIC)
+            MOVES_MORE({reads(seam.next->folded, (n + 2) * int64_t{C}), reads(seam.saved.m, N * K),
+                        reads(seam.saved.rstd, N * n)});
+        if (seam.first) {
+            MOVES_MORE({writes(seam.dx0, count)});
+        } else {
+            MOVES_MORE({reads(seam.u, count), writes(seam.D, n * count), writes(seam.dB, N * n), writes(seam.du, count)});
+            coefficient_moves(seam.write, shape, 1);
+            norm_moves(seam.out, row_shape(shape), true, true);
+        }
         launch(backward_kernel<KIND, DYNAMIC, OUT, NS>, blocks, grid.block,
                backward_shared_bytes<NS, Index::count>(grid.block, n), stream, seam,
                read_coefficients(seam.next, seam.saved, seam.readout, n), dynamic_part(seam.next, seam.saved), shape,
@@ -314,8 +345,8 @@ void hc_backward(const HcBackward& seam, const StreamShape& shape, float* scratc
         PartialTargets targets, coefficient_targets;
         float* G = totals + 2 * K;
         if (seam.next != nullptr) {
-            size_t count = 2 * K + (DYNAMIC ? static_cast<size_t>(n + 2) * C : 0);
-            CUDA_CHECK(cudaMemsetAsync(totals, 0, count * sizeof(float), stream));
+            size_t zeros = 2 * K + (DYNAMIC ? static_cast<size_t>(n + 2) * C : 0);
+            set_zero(totals, zeros * sizeof(float), stream);
             for (int q = 0; DYNAMIC && q < n + 2; q++) targets.total[q] = G + static_cast<size_t>(q) * C;
             for (int i = 0; i < 2; i++) coefficient_targets.total[i] = totals + static_cast<size_t>(i) * K;
             add_partials(coefficient_targets, coefficient_partial, blocks, 2, K, stream);
@@ -323,9 +354,17 @@ void hc_backward(const HcBackward& seam, const StreamShape& shape, float* scratc
         norm_targets(targets, seam.in, KIND, Index::in);
         if (OUT) norm_targets(targets, seam.out, KIND, Index::out);
         add_partials(targets, scratch, blocks, Index::count, C, stream);
-        if (seam.next != nullptr)
-            launch(gradients_kernel, parameter_blocks(C, n), PARAMETER_THREADS, 0, stream, *seam.next, seam.gradients, G,
-                   totals, totals + K, C, n);
+        if (seam.next != nullptr) {
+            const HcModule& next = *seam.next;
+            const HcGradients& to = seam.gradients;
+            const int64_t wide = DYNAMIC ? (n + 1) * int64_t{C} : 0, row = DYNAMIC ? C : 0;
+            MOVES("hc_gradients",
+                  {reads(totals, DYNAMIC ? 2 * K : K), reads(G, wide + row), reads(next.gain, row), reads(next.wa, wide),
+                   reads(next.wb, row), updates(to.alpha, n * (n + 1)), updates(to.beta, n), updates(to.wa, wide),
+                   updates(to.wb, row), updates(to.gain, row)});
+            launch(gradients_kernel, parameter_blocks(C, n), PARAMETER_THREADS, 0, stream, next, to, G, totals, totals + K,
+                   C, n);
+        }
     };
     with_streams(shape, [&](auto ns, auto kind) {
         with_flag(seam.next != nullptr && seam.next->dynamic, [&](auto dynamic) {

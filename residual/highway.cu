@@ -24,6 +24,14 @@ struct Highway : RowFunction {
     static constexpr int channel_sums = 1;
     static constexpr bool reads_v = true, allows_post = false;
 
+    static void moves(const Args& args, int64_t N, int C, bool backward) {
+        args.gate.moves(N, C, backward);
+        if (backward)
+            MOVES_MORE({writes(args.dzeta, N * C)});
+        else
+            MOVES_MORE({reads(args.zeta, N * C), reads(args.b, C)});
+    }
+
     template <class Lane, class Row = typename Lane::Row>
     static __device__ __forceinline__ Row combine(const Lane& lane, const Args& args, const Row& x, const Row& v) {
         Row zeta = lane.load(args.zeta), b = lane.load_channels(args.b);

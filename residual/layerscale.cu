@@ -17,6 +17,8 @@ struct LayerScale : RowFunction {
     static constexpr int channel_sums = 1;
     static constexpr bool reads_v = true;
 
+    static void moves(const Args& args, int64_t, int C, bool) { MOVES_MORE({reads(args.gamma, C)}); }
+
     template <class Lane, class Row = typename Lane::Row>
     static __device__ __forceinline__ Row combine(const Lane& lane, const Args& args, const Row& x, const Row& v) {
         Row gamma = lane.load_channels(args.gamma), p;

@@ -26,6 +26,13 @@ struct LscaleBlock : RowFunction {
     static constexpr int scalar_sums = 2;
     static constexpr bool allows_post = false;
 
+    static void moves(const Args& args, int64_t N, int C, bool backward) {
+        MOVES_MORE({reads(args.x, N * C), reads(args.x0, N * C)});
+        if (backward)
+            MOVES_MORE({reads(args.g_next, N * C), reads(args.new_dx0 ? nullptr : args.dx0, N * C),
+                        writes(args.dx0, N * C)});
+    }
+
     template <class Lane, class Row = typename Lane::Row>
     static __device__ __forceinline__ Row combine(const Lane& lane, const Args& args, const Row& m, const Row& v) {
         Row x = lane.load(args.x), x0 = lane.load(args.x0), p;

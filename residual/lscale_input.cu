@@ -32,6 +32,14 @@ struct LscaleInput : RowFunction {
     static constexpr int scalar_sums = 2;
     static constexpr bool allows_post = false;
 
+    static void moves(const Args& args, int64_t N, int C, bool backward) {
+        MOVES_MORE({reads(args.x0, N * C)});
+        if (backward)
+            MOVES_MORE({reads(args.y, N * C), reads(args.new_dx0 ? nullptr : args.dx0, N * C), writes(args.dx0, N * C)});
+        else
+            MOVES_MORE({writes(args.y, N * C)});
+    }
+
     template <class Lane, class Row = typename Lane::Row>
     static __device__ __forceinline__ Row combine(const Lane& lane, const Args& args, const Row& x, const Row& v) {
         Row y, x0 = lane.load(args.x0), p;

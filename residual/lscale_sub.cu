@@ -27,6 +27,13 @@ struct LscaleSub : RowFunction {
     };
     static constexpr int scalar_sums = 2;
 
+    static void moves(const Args& args, int64_t N, int C, bool backward) {
+        if (args.mu) MOVES_MORE({reads(args.x0, N * C)});
+        if (backward) MOVES_MORE({reads(args.x, N * C)});
+        if (backward && args.mu)
+            MOVES_MORE({reads(args.new_dx0 ? nullptr : args.dx0, N * C), writes(args.dx0, N * C)});
+    }
+
     template <class Lane, class Row = typename Lane::Row>
     static __device__ __forceinline__ Row combine(const Lane& lane, const Args& args, const Row& x, const Row& v) {
         float rho = args.a * *args.rho;

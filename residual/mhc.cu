@@ -228,6 +228,8 @@ void mhc_coefficients(float* c, const float* m_raw, const float* rstd, const Mhc
     if (N == 0) return;
     with_module(n, parameters.head, [&](auto head, auto ns) {
         constexpr int NS = decltype(ns)::value;
+        const int64_t K = parameters.head ? n : n * (n + 2);
+        MOVES("mhc_coefficients", {reads(m_raw, N * K), reads(rstd, N), reads(parameters.b, K), writes(c, N * K)});
         launch(coefficients_kernel<decltype(head)::value, NS>, ceil_div(N, int64_t{MHC_THREADS<NS>}), MHC_THREADS<NS>, 0,
                stream, c, m_raw, rstd, parameters, N, n, mhc_columns(n, parameters.head));
     });
@@ -243,6 +245,10 @@ void mhc_coefficients_backward(floatX* rdm, float* kappa, const MhcGradients& gr
         constexpr bool HEAD = decltype(head)::value;
         const int blocks = static_cast<int>(ceil_div(N, int64_t{threads})), lines = blocks * (threads / WARP);
         float* da_partial = scratch + static_cast<size_t>(lines) * K;
+        MOVES("mhc_coefficients_backward",
+              {reads(dc, N * K), reads(m_raw, N * K), reads(rstd, N), reads(parameters.b, K),
+               writes(rdm, N * mhc_columns(n, parameters.head)), writes(kappa, N),
+               writes(scratch, static_cast<int64_t>(lines) * (K + groups))});
         launch(coefficients_backward_kernel<HEAD, NS>, blocks, threads, HEAD ? 0 : sizeof(float) * STEPS * NS * threads,
                stream, rdm, kappa, dc, m_raw, rstd, parameters, N, n, C, mhc_columns(n, parameters.head), scratch, da_partial);
         PartialTargets db, da;

@@ -21,6 +21,10 @@ struct ProResMls : RowFunction {
     };
     static constexpr bool allows_out = false, allows_post = false;
 
+    static void moves(const Args& args, int64_t N, int C, bool backward) {
+        MOVES_MORE({reads(backward ? args.g_next : args.x, N * C)});
+    }
+
     template <class Lane, class Row = typename Lane::Row>
     static __device__ __forceinline__ Row combine(const Lane& lane, const Args& args, const Row& m, const Row& v) {
         Row x = lane.load(args.x), p;

@@ -29,6 +29,15 @@ struct Review : RowFunction {
     static constexpr int channel_sums = 1;
     static constexpr bool reads_v = true, allows_out = false;
 
+    static void moves(const Args& args, int64_t N, int C, bool backward) {
+        args.gate.moves(N, C, backward);
+        if (backward)
+            MOVES_MORE({reads(args.rx, N), reads(args.rv, N), writes(args.dzh, N * C), writes(args.dzu, N * C)});
+        else
+            MOVES_MORE({reads(args.zh, N * C), reads(args.zu, N * C), reads(args.b, C), writes(args.rx, N),
+                        writes(args.rv, N)});
+    }
+
     template <class Lane, class Row = typename Lane::Row>
     static __device__ __forceinline__ Row combine(const Lane& lane, const Args& args, const Row& x, const Row& v) {
         float square[2] = {0.0f, 0.0f};
@@ -179,6 +188,10 @@ class ReviewRule : public StreamRule {
         RowGrid grid = row_grid(C, false);
         auto kernel = review_inputs_backward_kernel<1>;
         if constexpr (WIDE_ROWS) kernel = grid.wide ? review_inputs_backward_kernel<WIDE_PACKS> : kernel;
+        const int64_t count = pass.N * C;
+        MOVES("review_inputs_backward",
+              {updates(seam.dx, count), updates(du_, count), reads(dz_, count), reads(zh_, count), reads(x, count),
+               reads(v(s), count), reads(rx_[i], pass.N), reads(rv_[i], pass.N)});
         launch(kernel, row_blocks(grid, pass.N), grid.block, sizeof(RowShared), pass.stream, seam.dx, du_, dz_, zh_, x,
                v(s), rx_[i], rv_[i], shape);
         if (out.gain) norm_rows_backward(du_, u_[i], out, shape, pass.scratch, pass.stream);

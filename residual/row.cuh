@@ -327,6 +327,16 @@ inline RowGrid row_grid(int C, bool both_widths) {
     grid.max_blocks = multiprocessors() * (1024 / (threads * rows));
     return grid;
 }
+// What a norm moves, added to its kernel's declaration. output: bias too, where the backward pass computes y again.
+inline void norm_moves(const SeamNorm& norm, const SeamShape& shape, bool backward, bool output) {
+    if (norm.gain == nullptr) return;
+    float* mean = shape.kind == NormKind::layer ? norm.mean : nullptr;
+    MOVES_MORE({reads(norm.gain, shape.C), reads(output ? norm.bias : nullptr, shape.C)});
+    if (backward)
+        MOVES_MORE({reads(mean, shape.N), reads(norm.rstd, shape.N)});
+    else
+        MOVES_MORE({writes(mean, shape.N), writes(norm.rstd, shape.N)});
+}
 inline int row_blocks(const RowGrid& grid, int64_t N) {
     int64_t needed = ceil_div(N, static_cast<int64_t>(grid.block.y));
     return static_cast<int>(needed < grid.max_blocks ? needed : grid.max_blocks);

@@ -7,6 +7,7 @@
 //     Args                    kernel arguments: factors, device pointers to its parameters and further rows (N,C)
 //     combine(lane, args, x, v) -> p
 //     backward(lane, args, dp, Saved{v, p}, dx, dv, sums)    sets dx and dv; sums.add(i, row), sums.scalar[i] += ...
+//     moves(args, N, C, backward)                            if it loads or stores rows or vectors of its own
 // and what differs from RowFunction. Rows it needs besides (x in the backward pass, x_0, earlier outputs) it fetches
 // with lane.load(pointer); reductions over the row are lane.sum(values); it may lane.store() rows of its own. Rules
 // with several streams have their own kernels, made of the same pieces.
@@ -21,6 +22,9 @@ struct RowFunction {
     // Which seams it stands in: others are not compiled. A rule that stands first too (there is no u) is compiled for
     // both widths of rows on every machine (row_grid).
     static constexpr bool allows_out = true, allows_post = true, allows_first = false;
+    // Declares by MOVES_MORE what combine, or backward, loads and stores of its own: rows and vectors, not scalars.
+    template <class Args>
+    static void moves(const Args&, int64_t /*N*/, int /*C*/, bool /*backward*/) {}
 };
 
 // Which parts a seam has. rule: there is a u (all but the first seam).
@@ -170,6 +174,34 @@ void with_seam(bool out, bool post, bool in, NormKind kind, F&& f) {
         with_kind(std::integral_constant<NormKind, NormKind::rms>{});
 }
 
+template <class Rule, class S>
+void declare_seam(const SeamForward& seam, const SeamShape& shape, const typename Rule::Args& args) {
+    if (!traffic::counting) return;
+    const int64_t n = shape.N * shape.C;
+    MOVES("seam_forward", {reads(seam.x, n), reads(S::rule ? seam.u : nullptr, n),
+                           writes(S::rule && S::post ? seam.p : nullptr, n),
+                           writes(S::rule || S::post ? seam.x_new : nullptr, n), writes(S::in ? seam.z : nullptr, n)});
+    norm_moves(seam.out, shape, false, true);
+    norm_moves(seam.post, shape, false, true);
+    norm_moves(seam.in, shape, false, true);
+    if (S::rule) Rule::moves(args, shape.N, shape.C, false);
+}
+template <class Rule, class S>
+void declare_seam_backward(const SeamBackward& seam, const SeamShape& shape, const typename Rule::Args& args,
+                           const float* partial, int64_t partials) {
+    if (!traffic::counting) return;
+    const int64_t n = shape.N * shape.C;
+    const bool reads_v = S::rule && Rule::reads_v, reads_p = S::rule && Rule::reads_p;
+    MOVES("seam_backward",
+          {reads(seam.dx_new, n), reads(seam.dz, n), reads(S::in || (reads_p && !S::post) ? seam.x_new : nullptr, n),
+           reads(S::post ? seam.p : nullptr, n), reads(S::rule && (S::out || reads_v) ? seam.u : nullptr, n),
+           writes(seam.dx, n), writes(S::rule ? seam.du : nullptr, n), writes(partial, partials)});
+    norm_moves(seam.out, shape, true, reads_v);
+    norm_moves(seam.post, shape, true, false);
+    norm_moves(seam.in, shape, true, false);
+    if (S::rule) Rule::moves(args, shape.N, shape.C, true);
+}
+
 // Runs the seam with the rule, or, without a u, the first seam of a network: norms alone.
 template <class Rule>
 void seam_forward(const SeamForward& seam, const SeamShape& shape, const typename Rule::Args& args,
@@ -180,6 +212,7 @@ void seam_forward(const SeamForward& seam, const SeamShape& shape, const typenam
     auto run = [&](auto parts) {
         using S = decltype(parts);
         with_width<Rule>(grid, [&](auto packs) {
+            declare_seam<Rule, S>(seam, shape, args);
             launch_early(seam_forward_kernel<Rule, S, decltype(packs)::value>, row_blocks(grid, shape.N), grid.block,
                    sizeof(RowShared), stream, seam, shape, args);
         });
@@ -210,6 +243,8 @@ void seam_backward(const SeamBackward& seam, const SeamShape& shape, const typen
         with_width<Rule>(grid, [&](auto packs) {
             constexpr int PACKS = decltype(packs)::value;
             size_t sums_bytes = TokenSums<Index::channels, Index::scalars, PACKS>::shared_bytes(grid.block);
+            declare_seam_backward<Rule, S>(seam, shape, args, scratch,
+                                           int64_t{blocks} * (Index::channels * shape.C + Index::scalars));
             launch_early(seam_backward_kernel<Rule, S, PACKS>, blocks, grid.block, sizeof(RowShared) + sums_bytes, stream,
                    seam, shape, args, scratch, scalars);
         });

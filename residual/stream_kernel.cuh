@@ -180,6 +180,19 @@ size_t backward_shared_bytes(dim3 block, int n) {
 
 __host__ __device__ inline SeamShape row_shape(const StreamShape& shape) { return {shape.N, shape.C, shape.kind, shape.eps}; }
 
+// Declarations of kernels of streams, added to. `columns` of every stream's coefficients are read:
+inline void coefficient_moves(const Coefficients& c, const StreamShape& shape, int columns) {
+    const int64_t tokens = c.token_stride ? shape.N : 1;
+    MOVES_MORE({reads_bytes(tokens * shape.n * columns * static_cast<int64_t>(sizeof(float)))});
+}
+// What write_streams reads, and the streams that its kernel stores.
+inline void write_moves(const StreamWrite& write, const StreamShape& shape) {
+    const int64_t n = shape.N * shape.C;
+    MOVES_MORE({writes(write.H, shape.n * n), reads(write.before, write.u ? shape.n * n : n), reads(write.u, n)});
+    if (write.u) coefficient_moves(write.c, shape, shape.n + 1);  // all but the column that reads
+    norm_moves(write.out, row_shape(shape), false, true);
+}
+
 // threads_resident: on a multiprocessor, by registers and shared memory; more blocks only mean more partial sums.
 inline RowGrid stream_grid(const StreamShape& shape, int threads_resident) {
     int packs = shape.C / PackX::size, limit = shape.n <= 4 ? STREAM_THREADS<4> : STREAM_THREADS<8>;

@@ -151,6 +151,8 @@ void stream_write(const StreamWrite& write, const StreamShape& shape, cudaStream
     if (shape.N == 0) return;
     with_streams(shape, [&](auto ns, auto kind) {
         constexpr int NS = decltype(ns)::value;
+        MOVES("stream_write", {writes(write.rstd, shape.N)});
+        write_moves(write, shape);
         launch(write_kernel<decltype(kind)::value, NS>, row_blocks(grid, shape.N), grid.block, sizeof(StreamShared<NS>),
                stream, write, shape);
     });
@@ -161,6 +163,10 @@ void stream_read(const StreamRead& read, const StreamShape& shape, cudaStream_t 
     if (shape.N == 0) return;
     with_streams(shape, [&](auto ns, auto kind) {
         constexpr int NS = decltype(ns)::value;
+        const int64_t count = shape.N * shape.C;
+        MOVES("stream_read", {reads(read.H, shape.n * count), writes(read.z, count)});
+        coefficient_moves(read.c, shape, 1);
+        norm_moves(read.in, row_shape(shape), false, true);
         launch(read_kernel<decltype(kind)::value, NS>, row_blocks(grid, shape.N), grid.block, sizeof(StreamShared<NS>),
                stream, read, shape);
     });
@@ -173,6 +179,12 @@ void stream_read_backward(const StreamReadBackward& read, const StreamShape& sha
     with_streams(shape, [&](auto ns, auto kind) {
         constexpr int NS = decltype(ns)::value;
         constexpr NormKind KIND = decltype(kind)::value;
+        const int64_t count = shape.N * shape.C, n = shape.n;
+        MOVES("stream_read_backward", {reads(read.H, n * count), reads(read.D, n * count), reads(read.dz, count),
+                                       writes(read.dh, count), writes(read.dc, shape.N * n * (read.D ? n + 1 : 1)),
+                                       writes(scratch, int64_t{blocks} * NORM_SUMS<KIND> * shape.C)});
+        if (read.in.gain) coefficient_moves(read.c, shape, 1);
+        norm_moves(read.in, row_shape(shape), true, false);
         launch(read_backward_kernel<KIND, NS>, blocks, grid.block,
                backward_shared_bytes<NS, NORM_SUMS<KIND>>(grid.block, shape.n), stream, read, shape, scratch);
         PartialTargets targets;
@@ -190,6 +202,21 @@ void stream_write_backward(const StreamWriteBackward& write, const StreamShape& 
             constexpr int NS = decltype(ns)::value;
             constexpr NormKind KIND = decltype(kind)::value;
             constexpr int M = decltype(out)::value ? NORM_SUMS<KIND> : 0;
+            const int64_t count = shape.N * shape.C, n = shape.n;
+            floatX* D = write.D;
+            MOVES("stream_write_backward",
+                  {reads(write.dh, count), reads(write.last ? nullptr : D, n * count), reads(write.dX, n * count),
+                   reads(write.dX ? write.H : nullptr, n * count), reads(write.dX ? write.kappa : nullptr, shape.N),
+                   writes(scratch, int64_t{blocks} * M * shape.C)});
+            coefficient_moves(write.read, shape, write.last ? 1 : shape.n + 1);
+            if (write.first) {
+                MOVES_MORE({writes(write.dx0, count)});
+            } else {
+                MOVES_MORE({reads(write.u, count), writes(D, n * count), writes(write.du, count),
+                            writes(write.dwrite, n * shape.N)});
+                coefficient_moves(write.write, shape, 1);
+                norm_moves(write.out, row_shape(shape), true, true);
+            }
             launch(write_backward_kernel<KIND, decltype(out)::value, NS>, blocks, grid.block,
                    backward_shared_bytes<NS, M>(grid.block, shape.n), stream, write, shape, scratch);
             PartialTargets targets;

@@ -97,11 +97,13 @@ int blocks(int64_t N, int KV) {
 }  // namespace
 
 void value_copy(floatX* kept, const floatX* qkv, int64_t N, int W, int KV, cudaStream_t stream) {
+    MOVES("value_copy", {reads(qkv, N * KV), writes(kept, N * KV)});
     launch(value_copy_kernel, blocks(N, KV), THREADS, 0, stream, kept, qkv, N, W, KV);
 }
 
 void value_mix(floatX* qkv, floatX* own, const floatX* first, const float* lambda, int64_t N, int W, int KV,
                cudaStream_t stream) {
+    MOVES("value_mix", {updates(qkv, N * KV), writes(own, N * KV), reads(first, N * KV)});
     launch(value_mix_kernel, blocks(N, KV), THREADS, 0, stream, qkv, own, first, lambda, N, W, KV);
 }
 
@@ -113,6 +115,9 @@ void value_mix_backward(floatX* dqkv, float* dfirst, bool new_dfirst, float* dla
                         const floatX* first, const float* lambda, float* scratch, int64_t N, int W, int KV,
                         cudaStream_t stream) {
     const int grid = blocks(N, KV);
+    MOVES("value_mix_backward",
+          {updates(dqkv, N * KV), reads(new_dfirst ? nullptr : dfirst, N * KV), writes(dfirst, N * KV), reads(own, N * KV),
+           reads(first, N * KV), writes(scratch, 2 * grid)});
     launch(value_mix_backward_kernel, grid, THREADS, sizeof(Shared), stream, dqkv, dfirst, new_dfirst, scratch, own,
            first, lambda, N, W, KV);
     PartialTargets target;
@@ -121,5 +126,6 @@ void value_mix_backward(floatX* dqkv, float* dfirst, bool new_dfirst, float* dla
 }
 
 void value_first_backward(floatX* dqkv, const float* dfirst, int64_t N, int W, int KV, cudaStream_t stream) {
+    MOVES("value_first_backward", {updates(dqkv, N * KV), reads(dfirst, N * KV)});
     launch(value_first_backward_kernel, blocks(N, KV), THREADS, 0, stream, dqkv, dfirst, N, W, KV);
 }

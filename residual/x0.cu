@@ -58,6 +58,7 @@ void X0::backward(const RuleShape& shape, const SeamNorm& embed_norm, const floa
     const int64_t count = pass.N * shape.C;
     if (gradient_ || extra) {
         const int blocks = static_cast<int>(std::min(ceil_div(count, int64_t{THREADS * PackX::size}), int64_t{4096}));
+        MOVES("add_x0", {updates(dx, count), reads(gradient_, count), reads(extra, count)});
         launch(add_x0_kernel, blocks, THREADS, 0, pass.stream, dx, gradient_, extra, factor, count);
     }
     const SeamShape seam = {pass.N, shape.C, shape.kind, shape.eps};

@@ -20,6 +20,9 @@ void check_read(const void* p, size_t bytes, const void* pc);
 void check_write(const void* p, size_t bytes, const void* pc);
 void check_atomic(const void* p, size_t bytes, bool reads, const void* pc);
 
+// Device memory is read or written: touched.cpp counts it.
+void touch(uintptr_t p, size_t bytes, bool write);
+
 // For each thread, up to which of its accesses (Checker::lane_epoch) are over.
 using Clock = std::vector<uint32_t>;
 void check_release(Clock& clock);        // those of the running lane, and what it is ordered after

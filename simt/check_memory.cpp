@@ -221,6 +221,7 @@ SIMT_INLINE void check_order(const char* what, uintptr_t p, size_t bytes, const 
 
 void read_device(uintptr_t p, size_t bytes, const void* pc) {
     check_order("reads ", p, bytes, pc);
+    touch(p, bytes, false);
     const unsigned char* shadow = arena.shadow + (p - arena.base);
     for (size_t i = 0; i < bytes; i++) {
         if (shadow[i] == kWritten) [[likely]]
@@ -232,6 +233,7 @@ void read_device(uintptr_t p, size_t bytes, const void* pc) {
 
 void write_device(uintptr_t p, size_t bytes, const void* pc) {
     check_order("writes ", p, bytes, pc);
+    touch(p, bytes, true);
     unsigned char* shadow = arena.shadow + (p - arena.base);
     for (size_t i = 0; i < bytes; i++) {
         if (shadow[i] == kForeign) [[unlikely]]

@@ -11,6 +11,7 @@
 #include <mutex>
 #include <string>
 
+#include "dry.h"
 #include "engine.h"
 #include "runtime.h"
 
@@ -60,6 +61,7 @@ size_t available_memory() {
 }  // namespace
 
 size_t simt::total_memory() {
+    if (dry()) return kDryMemory;
     size_t total = meminfo("MemTotal:");
     size_t limit = read_number("/sys/fs/cgroup/memory.max");
     if (!limit) limit = read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes");
@@ -70,6 +72,7 @@ namespace {
 
 // Pages count as used only when touched, so what was given out and not touched yet must be subtracted by hand.
 size_t free_memory_locked() {
+    if (simt::dry()) return simt::kDryMemory - allocated;
     static const size_t at_start = available_memory();
     size_t by_account = at_start > allocated ? at_start - allocated : 0;
     return std::min(by_account, available_memory());
@@ -87,10 +90,12 @@ cudaError_t allocate(void** pointer, size_t bytes, cudaMemoryType type) {
     if (bytes >= kHugePage && bytes > free_memory_locked()) return done(cudaErrorMemoryAllocation);
     Allocation allocation{bytes, 0, type};
     void* p = nullptr;
+    const bool dry = simt::dry() && type == cudaMemoryTypeDevice;
+    if (dry && !(p = simt::dry_allocate(bytes))) return done(cudaErrorMemoryAllocation);
 #if defined(SIMT_CHECK)
-    if (type == cudaMemoryTypeDevice && !(p = simt::check_allocate(bytes))) return done(cudaErrorMemoryAllocation);
+    if (!dry && type == cudaMemoryTypeDevice && !(p = simt::check_allocate(bytes))) return done(cudaErrorMemoryAllocation);
 #elif !defined(__SANITIZE_ADDRESS__)
-    if (bytes >= kHugePage) {
+    if (!dry && bytes >= kHugePage) {
         // Aligned to huge pages by mapping more and giving the ends back.
         allocation.mapped = (bytes + kHugePage - 1) / kHugePage * kHugePage;
         void* map = mmap(nullptr, allocation.mapped + kHugePage, PROT_READ | PROT_WRITE,
@@ -120,6 +125,7 @@ cudaError_t release(void* pointer, cudaMemoryType type) {
     const Allocation gone = found->second;
     allocations.erase(found);
     allocated -= gone.bytes;
+    if (simt::dry() && type == cudaMemoryTypeDevice) return cudaSuccess;
 #if defined(SIMT_CHECK)
     if (type == cudaMemoryTypeDevice) return simt::check_free(pointer, gone.bytes), cudaSuccess;
 #endif
@@ -166,6 +172,7 @@ cudaError_t copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) 
     if (bytes == 0) return cudaSuccess;
     if (!to || !from) return done(cudaErrorInvalidValue);
     if (kind < cudaMemcpyHostToHost || kind > cudaMemcpyDefault) return done(cudaErrorInvalidMemcpyDirection);
+    if (simt::dry()) return simt::dry_copy(to, from, bytes), cudaSuccess;
     simt::check_copy(to, from, bytes);
     memmove(to, from, bytes);
     return cudaSuccess;
@@ -183,6 +190,7 @@ cudaError_t copy_rows(void* to, size_t to_pitch, const void* from, size_t from_p
 cudaError_t set(void* to, int value, size_t bytes) {
     if (bytes == 0) return cudaSuccess;
     if (!to) return done(cudaErrorInvalidValue);
+    if (simt::dry()) return simt::dry_set(to, value, bytes), cudaSuccess;
     simt::check_set(to, bytes);
     memset(to, value, bytes);
     return cudaSuccess;

@@ -14,6 +14,7 @@
 #include <string>
 #include <unordered_map>
 
+#include "dry.h"
 #include "engine.h"
 #include "runtime.h"
 #ifdef _OPENMP
@@ -412,6 +413,7 @@ cudaError_t simt::launch_kernel(const cudaLaunchConfig_t& config, const void* ke
         early |= a.id == cudaLaunchAttributeProgrammaticStreamSerialization &&
                  a.val.programmaticStreamSerializationAllowed;
     }
+    if (dry()) return cudaSuccess;
     Launch launch{call.body, call.args, kernel, g, b, config.dynamicSmemBytes, early};
     if (!is_capturing(config.stream))
         return enqueue(config.stream, [&] { return done(run(launch) ? cudaSuccess : cudaErrorLaunchFailure); });

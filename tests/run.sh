@@ -43,14 +43,16 @@ for build in $builds; do
     fi
 done
 rm -f "/tmp/residual_build.$$"
-echo "== dev/data"
-line=$(python3 dev/data/test_data.py | tail -n 1)
-if read -r p _ f _ s _ <<< "${line//,/}" && [[ $line == *passed* ]]; then
-    passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
-    echo "   $line"
-else
-    echo "dev/data/test_data.py ended without its closing line"
-    failed=$((failed + 1))
-fi
+for script in dev/data/test_data.py dev/gpu/test_profile_lines.py; do
+    echo "== $script"
+    line=$(python3 "$script" | tail -n 1)
+    if read -r p _ f _ s _ <<< "${line//,/}" && [[ $line == *passed* ]]; then
+        passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+        echo "   $line"
+    else
+        echo "$script ended without its closing line"
+        failed=$((failed + 1))
+    fi
+done
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]

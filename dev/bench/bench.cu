@@ -1,6 +1,7 @@
 // bench: every kernel by itself, and every residual rule in training updates of a whole model.
 //
 //     bench [--kernel NAME,...] [--shape B,T,C,heads,vocab] [--json FILE]
+//     bench --kernel step [--count] [--model NAME] [--residual NAME] [--norm NAME] [--shape B,T]
 #include "dev/bench/bench.h"
 
 #include <CLI/CLI.hpp>
@@ -39,6 +40,14 @@ double time_us(const std::function<void()>& work) {
     return times[times.size() / 2] * 1e3;
 }
 
+double declared_bytes(const std::function<void()>& work) {
+    traffic::start(false);
+    work();
+    double bytes = 0;
+    for (const traffic::Operation& op : traffic::stop()) bytes += static_cast<double>(op.read + op.written);
+    return bytes;
+}
+
 double copy_bytes_per_second() {
     static const double rate = [] {
         const size_t bytes = size_t{256} << 20;
@@ -52,6 +61,16 @@ double copy_bytes_per_second() {
         return 2.0 * static_cast<double>(bytes) / us * 1e6;
     }();
     return rate;
+}
+
+std::vector<int> random_tokens(size_t count, int vocab) {
+    std::vector<int> tokens(count);
+    uint32_t state = 12345;
+    for (int& token : tokens) {
+        state = state * 1664525u + 1013904223u;
+        token = static_cast<int>((static_cast<uint64_t>(state) * static_cast<uint64_t>(vocab)) >> 32);
+    }
+    return tokens;
 }
 
 // Random data: zeros would let a GPU run faster than real numbers do.
@@ -129,8 +148,18 @@ static int run(int argc, char** argv) {
     CLI::App app{"Times every kernel by itself, beside a reference and the machine's ceiling, and every residual rule."};
     std::vector<std::string> wanted = {"all"};
     std::vector<int> numbers;
-    app.add_option("--kernel", wanted, "some of rows,matmul,attention,attention_decode,rules, or all")->delimiter(',')->capture_default_str();
+    BenchShape shape;
+    const std::vector<std::pair<std::string, void (*)(const BenchShape&)>> list = {
+        {"rows", bench_rows}, {"matmul", bench_matmul}, {"attention", bench_attention},
+        {"attention_decode", bench_attention_decode}, {"rules", bench_rules}, {"step", bench_step}};
+    std::string kernels;
+    for (const auto& [name, benchmark] : list) kernels += (kernels.empty() ? "" : ", ") + name;
+    app.add_option("--kernel", wanted, "some of " + kernels + ", or all")->delimiter(',')->capture_default_str();
     app.add_option("--shape", numbers, "B,T,C,heads,vocab (trailing ones may be left out)")->delimiter(',');
+    app.add_option("--model", shape.model, "step: a preset [gpt2-medium on a large GPU, else gpt2-nano]");
+    app.add_option("--residual", shape.residual, "step: the residual rule")->capture_default_str();
+    app.add_option("--norm", shape.norm, "step: the norm scheme")->capture_default_str();
+    app.add_flag("--count", shape.count, "step: count only, no times (in seconds with SIMT_DRY=1 on the CPU machine)");
     app.add_option("--json", json_path, "write the rows to this file too");
     try {
         app.parse(argc, argv);
@@ -140,22 +169,21 @@ static int run(int argc, char** argv) {
     } catch (const CLI::ParseError& e) {
         throw user_error("%s (see --help)", e.what());
     }
-    BenchShape shape;
     int* fields[] = {&shape.B, &shape.T, &shape.C, &shape.heads, &shape.vocab};
     if (numbers.size() > 5) throw user_error("--shape takes at most five numbers: B,T,C,heads,vocab");
     for (size_t i = 0; i < numbers.size(); i++) {
         if (numbers[i] < 1) throw user_error("--shape: %d: every number must be at least 1", numbers[i]);
         *fields[i] = numbers[i];
     }
-    const std::vector<std::pair<std::string, void (*)(const BenchShape&)>> list = {
-        {"rows", bench_rows}, {"matmul", bench_matmul}, {"attention", bench_attention},
-        {"attention_decode", bench_attention_decode}, {"rules", bench_rules}};
     for (const std::string& name : wanted)
         if (name != "all" && std::none_of(list.begin(), list.end(), [&](const auto& known) { return known.first == name; }))
-            throw user_error("--kernel %s: there are rows, matmul, attention, attention_decode, rules, all", name.c_str());
+            throw user_error("--kernel %s: there are %s, all", name.c_str(), kernels.c_str());
+    if (shape.count && wanted != std::vector<std::string>{"step"})
+        throw user_error("--count goes with --kernel step alone: the other benchmarks are nothing but times");
     auto asked = [&](const std::string& name) { return std::find(wanted.begin(), wanted.end(), name) != wanted.end(); };
-    std::printf("copy %.1f GB/s, GEMM %.3f TFLOP/s (%s)\n", copy_bytes_per_second() * 1e-9, gemm_flops_per_second() * 1e-12,
-                sizeof(floatX) == 2 ? "bf16" : "fp32");
+    if (!shape.count)
+        std::printf("copy %.1f GB/s, GEMM %.3f TFLOP/s (%s)\n", copy_bytes_per_second() * 1e-9,
+                    gemm_flops_per_second() * 1e-12, sizeof(floatX) == 2 ? "bf16" : "fp32");
     for (const auto& [name, benchmark] : list)
         if (asked("all") || asked(name)) benchmark(shape);
     if (!json_path.empty()) write_json();

@@ -19,6 +19,8 @@ struct BenchRow {
     std::vector<std::pair<std::string, double>> numbers = {};  // further fields of its JSON object
 };
 
+// The bytes that the launches of work() declare to move (kernels/traffic.h). Runs it once.
+double declared_bytes(const std::function<void()>& work);
 // Median microseconds of one call of work(); repeats until about 0.3 s or 200 calls have passed, after a warm-up.
 double time_us(const std::function<void()>& work);
 // Prints one line and keeps it for --json.
@@ -26,9 +28,14 @@ void bench_report(const BenchRow& row);
 // Only keeps it, of a benchmark that prints lines of its own.
 void bench_keep(const BenchRow& row);
 
+// Of a vocabulary, evenly, the same in every run.
+std::vector<int> random_tokens(size_t count, int vocab);
+
 // The shape asked for with --shape, or empty; benchmarks then use their own list.
 struct BenchShape {
     int B = 0, T = 0, C = 0, heads = 0, vocab = 0;  // 0: not given
+    std::string model, residual = "vanilla", norm = "pre";  // of bench_step; no model: a small one or gpt2-medium
+    bool count = false;                                     // of bench_step: no times
 };
 
 // The benchmarks, each in a file of its own: it times every kernel of its kind and reports rows.
@@ -37,6 +44,7 @@ void bench_matmul(const BenchShape& shape);     // bench_matmul.cu: products and
 void bench_attention(const BenchShape& shape);  // bench_attention.cu
 void bench_attention_decode(const BenchShape& shape);  // the same file: one new query over a cache
 void bench_rules(const BenchShape& shape);      // bench_rules.cu: residual rules, in training updates of a whole model
+void bench_step(const BenchShape& shape);       // bench_step.cu: one update of a whole model, operation by operation
 
 // Ceilings of this machine, measured once per run.
 double copy_bytes_per_second();  // a large device-to-device copy, bytes read plus bytes written

@@ -105,14 +105,14 @@ void products(Matmul* mm, Matmul* first, int N, int C, int OC) {
 void activations(int64_t N, int C) {
     const int64_t n = N * C;
     Array<floatX> a(n, 3), b(n), c(n);
-    const double bytes = static_cast<double>(n) * sizeof(floatX);
     for (Activation act : {Activation::gelu_new, Activation::gelu}) {
         const std::string shape =
             format("N=%d C=%d %s", static_cast<int>(N), C, act == Activation::gelu_new ? "gelu_new" : "gelu");
-        bench_report({"activation_forward", shape,
-                      time_us([&] { activation_forward(c.data, a.data, act, n, nullptr); }), 2 * bytes});
-        bench_report({"activation_backward", shape,
-                      time_us([&] { activation_backward(c.data, b.data, a.data, act, n, nullptr); }), 3 * bytes});
+        auto report = [&](const char* name, const std::function<void()>& work) {
+            bench_report({name, shape, time_us(work), declared_bytes(work)});
+        };
+        report("activation_forward", [&] { activation_forward(c.data, a.data, act, n, nullptr); });
+        report("activation_backward", [&] { activation_backward(c.data, b.data, a.data, act, n, nullptr); });
     }
 }
 

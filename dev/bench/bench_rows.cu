@@ -38,12 +38,10 @@ floatX uniform_x(uint32_t bits) { return from_float<floatX>(static_cast<float>(b
 float uniform(uint32_t bits) { return static_cast<float>(bits >> 8) * 0x1p-23f - 1.0f; }
 float positive(uint32_t bits) { return static_cast<float>(bits >> 8) * 0x1p-24f; }
 
-constexpr double X = sizeof(floatX);
-
-// Times `work` and, between two arrays, a copy that moves `bytes` in all.
-void report(const std::string& name, const std::string& shape, double bytes, const std::function<void()>& work) {
-    BenchRow row{name, shape, time_us(work), bytes};
-    size_t half = static_cast<size_t>(bytes / 2) / 16 * 16 + 16;
+// Times `work` and, between two arrays, a copy that moves as many bytes in all as its launches declare.
+void report(const std::string& name, const std::string& shape, const std::function<void()>& work) {
+    BenchRow row{name, shape, time_us(work), declared_bytes(work)};
+    size_t half = static_cast<size_t>(row.bytes / 2) / 16 * 16 + 16;
     Array<char> from(half, [](uint32_t bits) { return static_cast<char>(bits >> 24); }), to(half);
     row.reference_us = time_us([&] { CUDA_CHECK(cudaMemcpyAsync(to.data, from.data, half, cudaMemcpyDeviceToDevice, nullptr)); });
     row.reference = "copy";
@@ -63,18 +61,14 @@ void seam(int64_t N, int C) {
         out.dgain = dparams.data + 2 * i * C, out.dbias = dparams.data + (2 * i + 1) * C;
         return out;
     };
-    double moves = static_cast<double>(n) * X;
     struct Case {
         const char* name;
         bool out, post, in;
         NormKind kind;
-        int forward, backward;  // moves of N*C elements
     };
-    for (const Case& c : {Case{"pre", false, false, true, NormKind::layer, 4, 4},
-                          Case{"pre rms", false, false, true, NormKind::rms, 4, 4},
-                          Case{"post", false, true, false, NormKind::layer, 4, 3},
-                          Case{"sandwich", true, false, true, NormKind::layer, 4, 6},
-                          Case{"keel", false, true, true, NormKind::layer, 5, 6}}) {
+    for (const Case& c : {Case{"pre", false, false, true, NormKind::layer}, Case{"pre rms", false, false, true, NormKind::rms},
+                          Case{"post", false, true, false, NormKind::layer}, Case{"sandwich", true, false, true, NormKind::layer},
+                          Case{"keel", false, true, true, NormKind::layer}}) {
         SeamShape dims{N, C, c.kind, 1e-5f};
         SeamForward f{x.data, u.data, x_new.data, c.in ? z.data : nullptr, c.post ? p.data : nullptr, {}, {}, {}};
         SeamBackward b{d.data, c.in ? z.data : nullptr, x_new.data, c.post ? p.data : nullptr, c.out ? u.data : nullptr,
@@ -82,8 +76,8 @@ void seam(int64_t N, int C) {
         if (c.out) f.out = b.out = norm(0);
         if (c.post) f.post = b.post = norm(1);
         if (c.in) f.in = b.in = norm(2);
-        report(std::string("seam forward, ") + c.name, shape, c.forward * moves, [&] { vanilla_forward(f, dims, nullptr); });
-        report(std::string("seam backward, ") + c.name, shape, c.backward * moves,
+        report(std::string("seam forward, ") + c.name, shape, [&] { vanilla_forward(f, dims, nullptr); });
+        report(std::string("seam backward, ") + c.name, shape,
                [&] { vanilla_backward(b, dims, scratch.data, nullptr); });
     }
 }
@@ -103,14 +97,13 @@ void embedding(int B, int T, int C, int V) {
     Array<int> device_tokens(tokens), device_groups(groups);
     Array<floatX> wte(static_cast<size_t>(V) * C, uniform_x), wpe(static_cast<size_t>(T) * C, uniform_x), x(n, uniform_x);
     Array<float> dwte(static_cast<size_t>(V) * C, uniform), dwpe(static_cast<size_t>(T) * C, uniform);
-    double rows = static_cast<double>(n) * X, unique = static_cast<double>(groups[0]) * C;
-    report("embedding forward", shape, rows + unique * X + T * C * X + rows, [&] {
+    report("embedding forward", shape, [&] {
         embedding_forward(x.data, device_tokens.data, wte.data, wpe.data, B, T, C, nullptr);
     });
-    report("embedding backward, tokens", shape, rows + 8 * unique, [&] {
+    report("embedding backward, tokens", shape, [&] {
         embedding_backward_tokens(dwte.data, x.data, device_groups.data, N, V, C, nullptr);
     });
-    report("embedding backward, positions", shape, rows + 8.0 * T * C, [&] {
+    report("embedding backward, positions", shape, [&] {
         embedding_backward_positions(dwpe.data, x.data, B, T, C, nullptr);
     });
 }
@@ -118,7 +111,7 @@ void embedding(int B, int T, int C, int V) {
 void bias(int64_t N, int OC) {
     Array<floatX> dout(static_cast<size_t>(N) * OC, uniform_x);
     Array<float> dbias(OC, uniform), scratch(bias_scratch_bytes(OC) / sizeof(float));
-    report("bias backward", format("N=%lld OC=%d", static_cast<long long>(N), OC), static_cast<double>(N) * OC * X,
+    report("bias backward", format("N=%lld OC=%d", static_cast<long long>(N), OC),
            [&] { bias_backward(dbias.data, dout.data, scratch.data, N, OC, true, nullptr); });
 }
 
@@ -128,17 +121,16 @@ void classify(int64_t N, int V) {
     Array<float> losses(N);
     Array<int> targets(std::vector<int>(static_cast<size_t>(N), V / 2));
     std::string shape = format("N=%lld V=%d", static_cast<long long>(N), V);
-    double row = static_cast<double>(N) * Vp * X;
     // In place: from the second call on the "logits" are gradients, which cost the same.
-    report("classifier, loss and gradient", shape, 2 * row,
+    report("classifier, loss and gradient", shape,
            [&] { classifier(logits.data, losses.data, targets.data, 1e-3f, N, V, Vp, true, nullptr); });
     for (auto [kernel, name] : {std::pair{ClassifierKernel::cached, "cached"}, {ClassifierKernel::resident, "resident"}}) {
         if (kernel == ClassifierKernel::resident && !classifier_row_fits(Vp)) continue;
-        report(format("classifier, %s rows", name), shape, 2 * row, [&, kernel = kernel] {
+        report(format("classifier, %s rows", name), shape, [&, kernel = kernel] {
             classifier_with(kernel, logits.data, losses.data, targets.data, 1e-3f, N, V, Vp, true, nullptr);
         });
     }
-    report("classifier, loss only", shape, row,
+    report("classifier, loss only", shape,
            [&] { classifier(logits.data, losses.data, targets.data, 1e-3f, N, V, Vp, false, nullptr); });
 }
 
@@ -147,18 +139,16 @@ void rope(int B, int T, int NH, int HS) {
     Array<float> table(rope_table_count(T, HS));
     rope_table(table.data, T, HS, 10000.0, nullptr);
     std::string shape = format("B=%d T=%d NH=%d HS=%d", B, T, NH, HS);
-    double bytes = 4.0 * B * T * NH * HS * X + 4.0 * static_cast<double>(rope_table_count(T, HS));  // queries and keys, in and out
-    report("rope forward", shape, bytes, [&] { rope_forward(qkv.data, table.data, B, T, NH, NH, HS, nullptr); });
-    report("rope backward", shape, bytes, [&] { rope_backward(qkv.data, table.data, B, T, NH, NH, HS, nullptr); });
+    report("rope forward", shape, [&] { rope_forward(qkv.data, table.data, B, T, NH, NH, HS, nullptr); });
+    report("rope backward", shape, [&] { rope_backward(qkv.data, table.data, B, T, NH, NH, HS, nullptr); });
 }
 
 void swiglu(int64_t N, int F) {
     size_t n = static_cast<size_t>(N) * F;
     Array<floatX> gate_up(2 * n, uniform_x), act(n, uniform_x), dgate_up(2 * n);
     std::string shape = format("N=%lld F=%d", static_cast<long long>(N), F);
-    double moves = static_cast<double>(n) * X;
-    report("swiglu forward", shape, 3 * moves, [&] { swiglu_forward(act.data, gate_up.data, N, F, nullptr); });
-    report("swiglu backward", shape, 5 * moves, [&] { swiglu_backward(dgate_up.data, act.data, gate_up.data, N, F, nullptr); });
+    report("swiglu forward", shape, [&] { swiglu_forward(act.data, gate_up.data, N, F, nullptr); });
+    report("swiglu backward", shape, [&] { swiglu_backward(dgate_up.data, act.data, gate_up.data, N, F, nullptr); });
 }
 
 void value_residual(int64_t N, int C) {
@@ -166,13 +156,12 @@ void value_residual(int64_t N, int C) {
     Array<floatX> qkv(3 * n, uniform_x), own(n, uniform_x), first(n, uniform_x);
     Array<float> dfirst(n, uniform), lambda(std::vector<float>{0.5f, 0.5f}), dlambda(2), scratch(value_scratch_bytes() / sizeof(float));
     std::string shape = format("N=%lld KV=%d", static_cast<long long>(N), C);
-    double moves = static_cast<double>(n) * X, exact = static_cast<double>(n) * 4;
-    report("value residual forward", shape, 4 * moves,
+    report("value residual forward", shape,
            [&] { value_mix(qkv.data, own.data, first.data, lambda.data, N, 3 * C, C, nullptr); });
-    report("value residual backward", shape, 4 * moves + 2 * exact, [&] {
+    report("value residual backward", shape, [&] {
         value_mix_backward(qkv.data, dfirst.data, false, dlambda.data, own.data, first.data, lambda.data, scratch.data, N, 3 * C, C, nullptr);
     });
-    report("value residual backward, first", shape, 2 * moves + exact,
+    report("value residual backward, first", shape,
            [&] { value_first_backward(qkv.data, dfirst.data, N, 3 * C, C, nullptr); });
 }
 
@@ -186,12 +175,13 @@ void optimizer(int64_t count) {
     Array<AdamWTensor> tensors(std::vector<AdamWTensor>{tensor});
     Array<AdamWChunk> chunks(list);
     std::string shape = format("%lld M", static_cast<long long>(count) / 1000000);
-    double values = static_cast<double>(count) * 4, copy = sizeof(floatX) == 4 ? 0 : static_cast<double>(count) * X;
-    report("gradient norm", shape, values, [&, scratch = std::make_shared<Array<char>>(gradient_norm_scratch_bytes(list.size()))] {
+    report("gradient norm", shape, [&, scratch = std::make_shared<Array<char>>(gradient_norm_scratch_bytes(list.size()))] {
+        gradient_norm_moves({tensor});
         gradient_norm(clip.data, grads.data, tensors.data, chunks.data, static_cast<int>(list.size()), 1.0f, scratch->data,
                       nullptr);
     });
-    report("AdamW", shape, 8 * values + copy, [&] {
+    report("AdamW", shape, [&] {
+        adamw_moves({tensor}, true);
         adamw_update(params, master.data, grads.data, m.data, v.data, tensors.data, chunks.data,
                      static_cast<int>(list.size()), clip.data, true, 1, 2, nullptr);
     });

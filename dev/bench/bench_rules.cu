@@ -211,13 +211,8 @@ struct Batches {
     static constexpr int count = 4;
     std::vector<int> tokens;
     int B, T;
-    Batches(int B_, int T_, int vocab) : tokens(static_cast<size_t>(count) * B_ * T_ + 1), B(B_), T(T_) {
-        uint32_t state = 12345;
-        for (int& token : tokens) {
-            state = state * 1664525u + 1013904223u;
-            token = static_cast<int>((static_cast<uint64_t>(state) * static_cast<uint64_t>(vocab)) >> 32);
-        }
-    }
+    Batches(int B_, int T_, int vocab)
+        : tokens(random_tokens(static_cast<size_t>(count) * B_ * T_ + 1, vocab)), B(B_), T(T_) {}
     const int* inputs(int64_t step) const { return tokens.data() + static_cast<size_t>(step % count) * B * T; }
 };
 

@@ -1,0 +1,236 @@
+// What launches declare to move (kernels/traffic.h) against the bytes of device memory that the checking mode sees them
+// touch, launch by launch, over updates of small models with every residual rule. Then, in every build, the recorder
+// itself, and a machine that only counts against one that really runs.
+#include <touched.h>
+
+#include <cstdlib>
+
+#include "decode_model.h"
+#include "kernels/attention.cuh"
+#include "run_program.h"
+
+using nlohmann::json;
+
+namespace {
+
+struct Launch {
+    traffic::Operation declared;
+    simt::Touched touched;
+};
+std::vector<Launch> launches;
+
+// Every launch of work(), with what it touched: everything between the launch before it and its own end.
+template <class F>
+std::vector<Launch> watch(F&& work) {
+    launches.clear();
+    traffic::listener = [](const traffic::Operation& declared) {
+        launches.push_back({declared, simt::take_touched()});
+    };
+    simt::take_touched();
+    traffic::start(false);
+    work();
+    traffic::stop();
+    traffic::listener = nullptr;
+    return launches;
+}
+
+// Single numbers behind pointers (factors, a rule's scalars, a few entries of tables) are not declared.
+constexpr int64_t SLACK = 128;
+
+// The first launch of each name that moves something else than it declared, as text.
+std::string differences(const std::vector<Launch>& all) {
+    std::map<std::string, std::string> found;
+    for (const auto& [declared, touched] : all) {
+        const std::string& name = declared.name;
+        auto close = [&](int64_t says, int64_t does) {
+            // Without gains (attnres_mls) queries read and write less than they declare: that is known on the device only.
+            // Of the token embedding rows that several tokens share are declared once for each.
+            const bool bound = name.rfind("depth_queries", 0) == 0 || name == "embedding_forward";
+            return std::abs(says - does) <= SLACK || (bound && does <= says);
+        };
+        if (close(declared.read, touched.read) && close(declared.written, touched.written)) continue;
+        found.try_emplace(name, format("%s / %s: declared %lld read and %lld written, touched %lld and %lld\n",
+                                       declared.range.c_str(), name.c_str(), static_cast<long long>(declared.read),
+                                       static_cast<long long>(declared.written), static_cast<long long>(touched.read),
+                                       static_cast<long long>(touched.written)));
+    }
+    std::string text;
+    for (const auto& [name, line] : found) text += line;
+    return text;
+}
+
+void one_update(Model& model, int B, int T) {
+    const std::vector<int> tokens = recipe_tokens(0, B * T + 1, model_config(model).vocab);
+    model_set_time(model, 0, 1);
+    model_watch(model, true);  // the moments of the stream as well
+    model_forward_backward(model, tokens.data(), tokens.data() + 1, B, T, 1.0 / (B * T));
+    model_average_grads(model, nullptr);
+    model_update(model, {}, 1);
+    model_take_loss(model);
+}
+
+constexpr const char* NO_MEASURING = "only the checking mode of the CPU machine sees what a launch touches";
+
+}  // namespace
+
+TEST_CASE("launches touch what they declare: updates with every rule", "[traffic]") {
+    if (!simt::measures_touched) SKIP_TEST(NO_MEASURING);
+    // In fp32 the wide rows too (264 channels), in bf16 the kernels of tensor cores. See test_rule_sizes.cpp.
+    const std::string width = sizeof(floatX) == 2 ? "_104" : "_264", start = sizeof(floatX) == 2 ? "" : "gpt2_pre_";
+    const json all = json::parse(read_text(golden_rules + "sizes.json"));
+    int cases = 0;
+    for (const json& one : all["cases"]) {
+        const std::string name = one["name"];
+        if (!ends_with(name, width) || name.compare(0, start.size(), start) != 0) continue;
+        INFO("case " << name);
+        ModelPtr model = small_model(case_config(one), 3, 19, Use::training, size_weights);
+        CHECK(differences(watch([&] { one_update(*model, 3, 19); })) == "");
+        cases++;
+    }
+    CHECK(cases > 20);
+}
+
+TEST_CASE("launches touch what they declare: scoring and decoding", "[traffic]") {
+    if (!simt::measures_touched) SKIP_TEST(NO_MEASURING);
+    const ModelConfig config = plain(Arch::llama);
+    const int B = 2, T = CONTEXT;
+    ModelPtr model = small_model(config, B, T, Use::inference);
+    const std::vector<int> tokens = recipe_tokens(0, B * T + 1, config.vocab);
+    std::vector<float> losses(B * T), logits(static_cast<size_t>(B * config.vocab));
+    std::vector<unsigned char> hits(B * T);
+    DecoderPtr decoder = decoder_create(*model, B, T);
+    const std::vector<Launch> all = watch([&] {
+        model_token_losses(*model, tokens.data(), tokens.data() + 1, B, T, losses.data(), hits.data());
+        decoder_restart(*decoder, tokens.data(), 3, logits.data());
+        decoder_step(*decoder, tokens.data(), logits.data());
+    });
+    CHECK(differences(all) == "");
+    CHECK(all.size() > 20);
+}
+
+TEST_CASE("launches touch what they declare: every kernel of attention", "[traffic]") {
+    if (!simt::measures_touched) SKIP_TEST(NO_MEASURING);
+    struct Case {
+        AttentionKernels kernels;
+        int B, T, NH, NKV, HS;
+    };
+    std::vector<Case> cases = {{AttentionKernels::portable, 2, 70, 2, 1, 32},
+                               {AttentionKernels::portable, 1, 130, 2, 2, 64},
+                               {AttentionKernels::portable, 1, 40, 2, 1, 128},
+                               {AttentionKernels::portable, 1, 40, 1, 1, 256}};
+    if (sizeof(floatX) == 2) {
+        cases.push_back({AttentionKernels::hopper, 1, 150, 2, 1, 64});
+        cases.push_back({AttentionKernels::hopper, 1, 100, 2, 2, 128});
+    }
+    for (const Case& c : cases) {
+        INFO("T=" << c.T << " HS=" << c.HS << (c.kernels == AttentionKernels::hopper ? ", Hopper's" : ""));
+        attention_choose(c.kernels);
+        const size_t N = static_cast<size_t>(c.B * c.T), HS = static_cast<size_t>(c.HS);
+        const size_t heads = static_cast<size_t>(c.NH), row = (heads + 2 * static_cast<size_t>(c.NKV)) * HS;
+        Random random(3);
+        Device<floatX> qkv(random.normals<floatX>(N * row)), dout(random.normals<floatX>(N * heads * HS));
+        Device<floatX> out(N * heads * HS), dqkv(N * row);
+        Device<float> lse(N * heads);
+        Device<char> scratch(attention_scratch_bytes(c.B, c.T, c.NH, c.NKV, c.HS));
+        const std::vector<Launch> all = watch([&] {
+            attention_forward(out.data, lse.data, qkv.data, c.B, c.T, c.NH, c.NKV, c.HS, nullptr);
+            attention_backward(dqkv.data, scratch.data, dout.data, qkv.data, out.data, lse.data, c.B, c.T, c.NH, c.NKV,
+                               c.HS, nullptr);
+        });
+        CHECK(differences(all) == "");
+        // Forward two products over all pairs of a query and a key it sees; backward five, and those computed again.
+        const double product = 2.0 * c.HS * c.B * c.NH * c.T * (c.T + 1) / 2;
+        double flops = 0;
+        for (const Launch& launch : all) flops += launch.declared.flops;
+        CHECK(flops >= 7 * product);
+        CHECK(flops <= 11 * product);
+    }
+    attention_choose(AttentionKernels::best);
+}
+
+TEST_CASE("every launch of an update is declared, and products are counted", "[traffic]") {
+    ModelConfig config;
+    config.layers = 2, config.heads = config.kv_heads = 2, config.channels = 64, config.ffn = 256;
+    config.context = 16, config.vocab = 128;
+    const int B = 2, T = 16;
+    ModelPtr model = small_model(config, B, T, Use::training);
+    traffic::start(false);
+    for (int i = 0; i < 2; i++) one_update(*model, B, T);
+    const std::vector<traffic::Operation> operations = traffic::stop();
+    one_update(*model, B, T);  // nobody counts any more
+    CHECK(traffic::stop().empty());
+
+    double products = 0;
+    std::map<std::string, int64_t> launches_of;
+    for (const traffic::Operation& op : operations) {
+        CHECK(op.name != traffic::UNDECLARED);
+        CHECK(op.range != "");
+        if (op.product) products += op.flops;
+        launches_of[op.range + " / " + op.name] += op.launches;
+    }
+    // Without padding in this model: six operations for each weight and token, in each of two updates.
+    const double attention = 6.0 * config.channels * config.layers * T;
+    CHECK(products == 2.0 * B * T * (flops_per_token(config, T) - attention));
+    CHECK(launches_of["attention / attention_forward"] == 2 * config.layers);
+    CHECK(launches_of["seam / seam_forward"] == 2 * (2 * config.layers + 1));
+    CHECK(launches_of["optimizer / adamw"] == 2);
+}
+
+TEST_CASE("the recorder of traffic", "[traffic]") {
+    Device<float> a(100), b(100);
+    const float* none = nullptr;
+    traffic::start(true);
+    {
+        const traffic::Range outer("outer", 3);
+        {
+            const traffic::Range inner("inner");
+            MOVES("first", {reads(a.data, 100), reads(a.data, 100), reads(none, 50), writes(a.data, 100)}, 7.0);
+            MOVES_MORE({reads(b.data, 10), updates(b.data, 100), reads_bytes(3), writes_bytes(5), writes_bytes(5)});
+            const traffic::Launch launch(nullptr);
+        }
+        set_zero(b.data, 40, nullptr);
+        const traffic::Launch launch(nullptr);  // nobody has declared it: what was declared last counts once
+    }
+    MOVES("lost", {reads(a.data, 1)});
+    set_zero(b.data, 4, nullptr);
+    const std::vector<traffic::Operation> all = traffic::stop();
+    REQUIRE(all.size() == 4);
+    CHECK(all[0].range == "inner");
+    CHECK(all[0].name == "first");
+    CHECK(all[0].launches == 1);
+    CHECK(all[0].read == 400 + 40 + 400 + 3);  // parts of an array are arrays of their own
+    CHECK(all[0].written == 400 + 400 + 10);
+    CHECK(all[0].flops == 7.0);
+    CHECK(all[0].ms > 0);
+    CHECK(all[1].range == "outer");
+    CHECK(all[1].name == "set_zero");
+    CHECK(all[1].written == 40);
+    CHECK(all[2].name == traffic::UNDECLARED);
+    CHECK(all[3].range == "");
+    CHECK(all[3].written == 4);
+}
+
+TEST_CASE("a dry machine counts what a real one does", "[traffic]") {
+    if (!have_program("bench")) SKIP_TEST("needs the programs in RESIDUAL_BUILD");
+    TempFolder folder;
+    auto count = [&](const char* dry, const std::vector<std::string>& more) {
+        setenv("SIMT_DRY", dry, 1);
+        std::vector<std::string> args = {"--kernel", "step", "--count", "--json", folder.path + "/count.json"};
+        args.insert(args.end(), more.begin(), more.end());
+        const ProgramResult result = run_program("bench", args);
+        unsetenv("SIMT_DRY");
+        INFO(result.err);
+        REQUIRE(result.status == 0);
+        return json::parse(read_text(folder.path + "/count.json"));
+    };
+    for (const char* rule : {"vanilla", "mhc", "attnres", "gpas+prores+value"}) {
+        INFO(rule);
+        const std::vector<std::string> small = {"--model", "gpt2-nano", "--shape", "2,32", "--residual", rule};
+        const json real = count("0", small);
+        CHECK(real.size() > 20);
+        CHECK(real == count("1", small));
+    }
+    // Takes 100 GiB where it really runs.
+    const json large = count("1", {"--model", "gpt2-xl", "--shape", "16,1024"});
+    CHECK(large[0]["bytes_but_products"] > 100e9);
+}
