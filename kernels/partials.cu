@@ -44,8 +44,8 @@ void add_partials(const PartialTargets& target, const float* partial, int rows, 
     dim3 grid(ceil_div(C, WARP), M), block(WARP, slices);
     int64_t wanted = 0;
     for (int m = 0; m < M; m++) wanted += target.total[m] != nullptr;
-    MOVES("add_partials", {reads(partial, rows * wanted * C), reads_bytes(wanted * C * static_cast<int64_t>(sizeof(float))),
-                           writes_bytes(wanted * C * static_cast<int64_t>(sizeof(float)))});
+    const int64_t bytes = wanted * C * static_cast<int64_t>(sizeof(float));  // of the totals
+    MOVES("add_partials", {reads(partial, rows * wanted * C), reads_bytes(accumulate ? bytes : 0), writes_bytes(bytes)});
     launch_early(add_partials_kernel, grid, block, slices > 1 ? sizeof(Shared) : 0, stream, target, partial, rows, M, C,
-           accumulate);
+                 accumulate);
 }

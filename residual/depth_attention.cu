@@ -87,8 +87,8 @@ struct DepthCombine : DepthSeam {
 
     static void moves(const Args& args, int64_t N, int C, bool) {
         const DepthQuery& query = args.query;
-        MOVES_MORE({reads(query.q, C), reads(args.partial, N * C), reads(args.partial_lse, N), writes(args.store, N * C),
-                    writes(args.r, N), writes(query.q ? query.scores : nullptr, (1 + args.near) * N),
+        MOVES_MORE({reads(query.q, C), reads(args.partial, N * C), reads(args.partial_lse, N),
+                    writes(args.store, N * C), writes(args.r, N), writes(query.q ? query.scores : nullptr, (1 + args.near) * N),
                     writes(query.q ? query.lse : nullptr, N)});
         for (int j = 0; j < args.near; j++)
             MOVES_MORE({reads(args.near_source[j].rows, N * C), reads(args.near_source[j].r, N)});
@@ -169,7 +169,8 @@ struct DepthGather : DepthSeam {
         }
         for (int j = 0; j < args.near; j++) {
             gathers(args.near_query[j]);
-            MOVES_MORE({reads(args.near_query[j].dh, N * C), reads(args.near_query[j].del, N), writes(args.coef + j, N)});
+            MOVES_MORE({reads(args.near_query[j].dh, N * C), reads(args.near_query[j].del, N),
+                        writes(args.coef + j, N)});
         }
     }
 
@@ -417,7 +418,8 @@ void depth_queries(float* q, const DepthWeights* weights, int K, int C, cudaStre
 void depth_queries_backward(const float* dq, const DepthWeights* weights, int K, int C, cudaStream_t stream) {
     if (K == 0) return;
     const int64_t count = static_cast<int64_t>(K) * C, bytes = count * static_cast<int64_t>(sizeof(float));
-    MOVES("depth_queries_backward", {reads(dq, count), reads(weights, K), reads_bytes(4 * bytes), writes_bytes(2 * bytes)});
+    MOVES("depth_queries_backward", {reads(dq, count), reads(weights, K), reads_bytes(4 * bytes),
+                                     writes_bytes(2 * bytes)});
     launch(queries_backward_kernel, dim3(ceil_div(C, QUERY_THREADS), K), QUERY_THREADS, 0, stream, dq, weights, C);
 }
 

@@ -278,8 +278,8 @@ void hc_prepare(const HcModule& parameters, int C, int n, cudaStream_t stream) {
     CHECK(n >= 1 && n <= MAX_STREAMS);
     const int64_t wide = parameters.dynamic ? (n + 2) * static_cast<int64_t>(C) : 0, K = n * (n + 2);
     MOVES("hc_prepare", {reads(parameters.alpha, n * (n + 1)), reads(parameters.beta, n), writes(parameters.base, K),
-                         reads(parameters.wa, wide - (wide ? C : 0)), reads(parameters.wb, C), reads(parameters.gain, C),
-                         writes(parameters.folded, wide)});
+                         reads(parameters.wa, wide - (wide ? C : 0)), reads(parameters.wb, C),
+                         reads(parameters.gain, C), writes(parameters.folded, wide)});
     launch(prepare_kernel, parameter_blocks(C, n), PARAMETER_THREADS, 0, stream, parameters, C, n);
 }
 
@@ -333,7 +333,8 @@ void hc_backward(const HcBackward& seam, const StreamShape& shape, float* scratc
         if (seam.first) {
             MOVES_MORE({writes(seam.dx0, count)});
         } else {
-            MOVES_MORE({reads(seam.u, count), writes(seam.D, n * count), writes(seam.dB, N * n), writes(seam.du, count)});
+            MOVES_MORE({reads(seam.u, count), writes(seam.D, n * count), writes(seam.dB, N * n),
+                        writes(seam.du, count)});
             coefficient_moves(seam.write, shape, 1);
             norm_moves(seam.out, row_shape(shape), true, true);
         }
@@ -359,8 +360,8 @@ void hc_backward(const HcBackward& seam, const StreamShape& shape, float* scratc
             const HcGradients& to = seam.gradients;
             const int64_t wide = DYNAMIC ? (n + 1) * int64_t{C} : 0, row = DYNAMIC ? C : 0;
             MOVES("hc_gradients",
-                  {reads(totals, DYNAMIC ? 2 * K : K), reads(G, wide + row), reads(next.gain, row), reads(next.wa, wide),
-                   reads(next.wb, row), updates(to.alpha, n * (n + 1)), updates(to.beta, n), updates(to.wa, wide),
+                  {reads(totals, DYNAMIC ? 2 * K : K), reads(G, wide + row), reads(next.gain, row),
+                   reads(next.wa, wide), reads(next.wb, row), updates(to.alpha, n * (n + 1)), updates(to.beta, n), updates(to.wa, wide),
                    updates(to.wb, row), updates(to.gain, row)});
             launch(gradients_kernel, parameter_blocks(C, n), PARAMETER_THREADS, 0, stream, next, to, G, totals, totals + K,
                    C, n);

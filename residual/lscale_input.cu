@@ -35,7 +35,8 @@ struct LscaleInput : RowFunction {
     static void moves(const Args& args, int64_t N, int C, bool backward) {
         MOVES_MORE({reads(args.x0, N * C)});
         if (backward)
-            MOVES_MORE({reads(args.y, N * C), reads(args.new_dx0 ? nullptr : args.dx0, N * C), writes(args.dx0, N * C)});
+            MOVES_MORE({reads(args.y, N * C), reads(args.new_dx0 ? nullptr : args.dx0, N * C),
+                        writes(args.dx0, N * C)});
         else
             MOVES_MORE({writes(args.y, N * C)});
     }

@@ -116,8 +116,8 @@ void value_mix_backward(floatX* dqkv, float* dfirst, bool new_dfirst, float* dla
                         cudaStream_t stream) {
     const int grid = blocks(N, KV);
     MOVES("value_mix_backward",
-          {updates(dqkv, N * KV), reads(new_dfirst ? nullptr : dfirst, N * KV), writes(dfirst, N * KV), reads(own, N * KV),
-           reads(first, N * KV), writes(scratch, 2 * grid)});
+          {updates(dqkv, N * KV), reads(new_dfirst ? nullptr : dfirst, N * KV), writes(dfirst, N * KV),
+           reads(own, N * KV), reads(first, N * KV), writes(scratch, 2 * grid)});
     launch(value_mix_backward_kernel, grid, THREADS, sizeof(Shared), stream, dqkv, dfirst, new_dfirst, scratch, own,
            first, lambda, N, W, KV);
     PartialTargets target;

@@ -22,6 +22,7 @@ void check_atomic(const void* p, size_t bytes, bool reads, const void* pc);
 
 // Device memory is read or written: touched.cpp counts it.
 void touch(uintptr_t p, size_t bytes, bool write);
+void forget_touched(uintptr_t p, size_t bytes);  // it is freed
 
 // For each thread, up to which of its accesses (Checker::lane_epoch) are over.
 using Clock = std::vector<uint32_t>;

@@ -276,6 +276,7 @@ void check_free(void* pointer, size_t bytes) {
     std::lock_guard lock(arena_mutex);
     arena_blocks.erase(p);
     memset(arena.shadow + (p - arena.base), kForeign, bytes);
+    forget_touched(p, bytes);
     uintptr_t first = (p + 4095) & ~uintptr_t{4095}, last = (p + bytes) & ~uintptr_t{4095};
     if (last > first) {
         madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);

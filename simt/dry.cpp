@@ -1,6 +1,6 @@
-// SIMT_DRY=1: the machine executes nothing. Launches and products are checked as ever and then dropped, device memory is
-// addresses alone, and what is copied from it is zeros. So a program that counts what it launches (kernels/traffic.h)
-// goes through a step of any size in seconds.
+// SIMT_DRY=1: the machine executes nothing. Launches and products are checked as ever and then dropped, device memory
+// is addresses alone, and what is copied from it is zeros. So a program that counts what it launches
+// (kernels/traffic.h) goes through a step of any size in seconds.
 #include "dry.h"
 
 #include <sys/mman.h>

@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 
 #include <atomic>
+#include <initializer_list>
 
 #include "check.h"
 
@@ -41,6 +42,17 @@ void touch(uintptr_t p, size_t bytes, bool write) {
         }
     }
     if (fresh) (write ? bytes_written : bytes_read).fetch_add(fresh, std::memory_order_relaxed);
+}
+
+// Addresses are not used again: the epochs' memory goes back.
+void forget_touched(uintptr_t p, size_t bytes) {
+    constexpr uintptr_t page = 4096;
+    for (std::atomic<uint32_t>* of : {epochs.read, epochs.written}) {
+        if (!of) continue;
+        const auto begin = reinterpret_cast<uintptr_t>(of + (p - arena.base));
+        const uintptr_t first = (begin + page - 1) / page * page, last = (begin + 4 * bytes) / page * page;
+        if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+    }
 }
 
 Touched take_touched() {

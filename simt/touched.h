@@ -16,8 +16,8 @@ constexpr bool measures_touched = true;
 constexpr bool measures_touched = false;
 #endif
 
-// Everything since the last call, by kernels, products and fills (not by copies). The first call starts the counting and
-// gives nothing. Zeros in a build that cannot measure.
+// Everything since the last call, by kernels, products and fills (not by copies). The first call starts the counting
+// and gives nothing. Zeros in a build that cannot measure.
 Touched take_touched();
 
 }  // namespace simt

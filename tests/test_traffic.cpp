@@ -43,8 +43,8 @@ std::string differences(const std::vector<Launch>& all) {
     for (const auto& [declared, touched] : all) {
         const std::string& name = declared.name;
         auto close = [&](int64_t says, int64_t does) {
-            // Without gains (attnres_mls) queries read and write less than they declare: that is known on the device only.
-            // Of the token embedding rows that several tokens share are declared once for each.
+            // Without gains (attnres_mls) queries read and write less than they declare: that is known on the device
+            // only. Of the token embedding rows that several tokens share are declared once for each.
             const bool bound = name.rfind("depth_queries", 0) == 0 || name == "embedding_forward";
             return std::abs(says - does) <= SLACK || (bound && does <= says);
         };

@@ -1,7 +1,7 @@
-// One update of a whole model, operation by operation: launches, bytes and floating-point operations that every launch
-// declares (kernels/traffic.h), beside the fewest bytes that a fused step could move; and, where it really runs, the time
-// of each between two events. With --count nothing is timed, so that a machine that only counts (SIMT_DRY=1 on the CPU
-// machine) can do it for a model of any size.
+// One update of a whole model, operation by operation: launches, bytes and floating-point operations that every
+// launch declares (kernels/traffic.h), beside the fewest bytes that a fused step could move; and, where it really
+// runs, the time of each between two events. With --count nothing is timed, so that a machine that only counts
+// (SIMT_DRY=1 on the CPU machine) can do it for a model of any size.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -18,7 +18,9 @@ using traffic::Operation;
 constexpr double GB = 1e9;
 constexpr double TARGET = 69.5 * GB;  // of gpt2-medium, B=32, T=1024, bf16: within 10 % of it
 
-double moved(const Operation& op) { return static_cast<double>(op.read + op.written); }
+double moved(const Operation& op) {
+    return static_cast<double>(op.read + op.written);
+}
 
 // Of one kind of work: what must cross the memory bus, and which operations do it now.
 struct Item {
@@ -27,11 +29,13 @@ struct Item {
     std::function<bool(const Operation&)> ours;
 };
 
-bool starts_with(const std::string& text, const char* start) { return text.rfind(start, 0) == 0; }
+bool starts_with(const std::string& text, const char* start) {
+    return text.rfind(start, 0) == 0;
+}
 
-// The ideal of one micro-batch and update, of everything but the operands of products (bias, activation and bias gradients
-// being parts of their epilogues): a vanilla residual rule with norms in front of the sublayers, every array crossing the
-// bus once per kernel that cannot be fused with its neighbour.
+// The ideal of one micro-batch and update, of everything but the operands of products (bias, activation and bias
+// gradients being parts of their epilogues): a vanilla residual rule with norms in front of the sublayers, every array
+// crossing the bus once per kernel that cannot be fused with its neighbour.
 std::vector<Item> ideal(const ModelConfig& c, int B, int T, double unique_tokens, double params) {
     const double X = sizeof(floatX), F = sizeof(float), N = static_cast<double>(B) * T, C = c.channels, L = c.layers;
     const double row = N * C * X;                                       // one array (N,C)
@@ -39,7 +43,7 @@ std::vector<Item> ideal(const ModelConfig& c, int B, int T, double unique_tokens
     const double lse = N * c.heads * F;                                 // log-sum-exp of attention
     const double stats = N * F * (c.arch == Arch::gpt2 ? 2 : 1);        // of one norm: mean and 1/deviation
     const double logits = N * c.padded_vocab() * X;
-    const double positions = c.arch == Arch::gpt2 ? T * C : 0;          // learned position embeddings
+    const double positions = c.arch == Arch::gpt2 ? T * C : 0;  // learned position embeddings
     const double hidden = c.activation == Activation::swiglu ? N * c.padded_ffn() * X : 0;
     auto named = [](const char* start) { return [start](const Operation& op) { return starts_with(op.name, start); }; };
     auto within = [](const char* range, const char* start) {
@@ -84,6 +88,7 @@ struct Step {
         config = preset_config(preset);
         B = asked.B ? asked.B : small ? 16 : 32;
         T = asked.T ? asked.T : small ? 128 : 1024;
+        config.context = std::max(config.context, T);
         config.residual = asked.residual;
         config.norm_scheme = asked.norm;
         model = model_create(config, B, T, Use::training);
@@ -127,7 +132,8 @@ void print_operations(const std::vector<Operation>& operations, Unit unit, bool 
         if (timed && op.ms > 0) {
             const double bytes = moved(op) / op.ms * 1e3, flops = op.flops / op.ms * 1e3;
             if (op.flops > 0)
-                std::printf(" %9.3f %8.3f TFLOP/s %8.1f %%", op.ms, flops * 1e-12, 100 * flops / gemm_flops_per_second());
+                std::printf(" %9.3f %8.3f TFLOP/s %8.1f %%", op.ms, flops * 1e-12,
+                            100 * flops / gemm_flops_per_second());
             else
                 std::printf(" %9.3f %11.1f GB/s %8.1f %%", op.ms, bytes / GB, 100 * bytes / copy_bytes_per_second());
         }
@@ -152,10 +158,10 @@ void bench_step(const BenchShape& asked) {
     const Registry& registry = model_registry(*step.model);
     TokenGroups groups;
     group_tokens(groups, step.tokens.data(), static_cast<int>(N));
-    const std::string shape = format("%s %s %s B=%d T=%d", step.preset.c_str(), c.residual.c_str(),
-                                     c.norm_scheme.c_str(), step.B, step.T);
-    std::printf("one update, %s, %.1f M parameters, %s\n", shape.c_str(), static_cast<double>(registry.num_params) * 1e-6,
-                sizeof(floatX) == 2 ? "bf16" : "fp32");
+    const std::string shape =
+        format("%s %s %s B=%d T=%d", step.preset.c_str(), c.residual.c_str(), c.norm_scheme.c_str(), step.B, step.T);
+    std::printf("one update, %s, %.1f M parameters, %s\n", shape.c_str(),
+                static_cast<double>(registry.num_params) * 1e-6, sizeof(floatX) == 2 ? "bf16" : "fp32");
     double others = 0, operands = 0, flops = 0, ms = 0;
     int64_t micro_step = 0, all = 0;
     for (const Operation& op : operations) {
@@ -170,7 +176,8 @@ void bench_step(const BenchShape& asked) {
     std::printf("\nall but products, %-6s %9s %9s %9s\n", unit.name, "ideal", "now", "over");
     double least = 0, listed = 0;
     auto line = [unit](const char* name, double bytes, double now) {
-        std::printf("%-24s %9.3f %9.3f %+9.3f\n", name, bytes / unit.bytes, now / unit.bytes, (now - bytes) / unit.bytes);
+        std::printf("%-24s %9.3f %9.3f %+9.3f\n", name, bytes / unit.bytes, now / unit.bytes,
+                    (now - bytes) / unit.bytes);
     };
     const auto items = ideal(c, step.B, step.T, groups.num_unique, static_cast<double>(registry.arena));
     for (const Item& item : items) {
@@ -190,12 +197,16 @@ void bench_step(const BenchShape& asked) {
                 unit.name);
     const double model_flops = flops_per_token(c, step.T) * N;
     std::printf("%lld launches, of which the micro-step %lld; %.1f GFLOP, %.1f %% of the model's %.1f\n",
-                static_cast<long long>(all), static_cast<long long>(micro_step), flops * 1e-9, 100 * flops / model_flops,
-                model_flops * 1e-9);
+                static_cast<long long>(all), static_cast<long long>(micro_step), flops * 1e-9,
+                100 * flops / model_flops, model_flops * 1e-9);
 
     BenchRow row{"step", shape, 0};
-    row.numbers = {{"bytes_but_products", others}, {"bytes_ideal", least}, {"bytes_products", operands}, {"flops", flops},
-                   {"flops_model", model_flops}, {"launches", static_cast<double>(all)},
+    row.numbers = {{"bytes_but_products", others},
+                   {"bytes_ideal", least},
+                   {"bytes_products", operands},
+                   {"flops", flops},
+                   {"flops_model", model_flops},
+                   {"launches", static_cast<double>(all)},
                    {"launches_micro_step", static_cast<double>(micro_step)}};
     if (!asked.count) {
         const double whole = wall_ms(step);
@@ -206,7 +217,15 @@ void bench_step(const BenchShape& asked) {
     }
     bench_keep(row);
     for (const Operation& op : operations)
-        bench_keep({op.range + " / " + op.name, shape, op.ms * 1e3, 0, 0, 0, {},
-                    {{"launches", static_cast<double>(op.launches)}, {"read", static_cast<double>(op.read)},
-                     {"written", static_cast<double>(op.written)}, {"flops", op.flops}}});
+        bench_keep({op.range + " / " + op.name,
+                    shape,
+                    op.ms * 1e3,
+                    0,
+                    0,
+                    0,
+                    {},
+                    {{"launches", static_cast<double>(op.launches)},
+                     {"read", static_cast<double>(op.read)},
+                     {"written", static_cast<double>(op.written)},
+                     {"flops", op.flops}}});
 }

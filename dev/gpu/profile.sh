@@ -18,8 +18,19 @@ fail() { echo "profile.sh: $*" >&2; exit 1; }
 command -v ncu > /dev/null || fail "no ncu: put the CUDA toolkit's bin on PATH, or install Nsight Compute"
 [ -x "$build/bench" ] || fail "$build/bench is not there: make BACKEND=cuda programs"
 mkdir -p "$out"
+metrics=$(printf "%s," gpu__time_duration.sum \
+    dram__bytes_read.sum \
+    dram__bytes_write.sum \
+    dram__throughput.avg.pct_of_peak_sustained_elapsed \
+    sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active \
+    sm__warps_active.avg.pct_of_peak_sustained_active \
+    launch__registers_per_thread)
+metrics=${metrics%,}
 # The range "profiled update" is the one update that bench counts: what comes before and behind it is left out.
-ncu --nvtx --nvtx-include "profiled update/" --clock-control none --csv --page raw --print-units base --log-file "$out/profile.csv" \
-    --metrics gpu__time_duration.sum,dram__bytes_read.sum,dram__bytes_write.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active,sm__warps_active.avg.pct_of_peak_sustained_active,launch__registers_per_thread \
-    "$build/bench" --kernel step "$@" > "$out/profile.log" || { tail -n 5 "$out/profile.log" "$out/profile.csv" >&2; fail "ncu failed"; }
+ncu --nvtx --nvtx-include "profiled update/" --clock-control none --csv --page raw --print-units base \
+    --log-file "$out/profile.csv" --metrics "$metrics" \
+    "$build/bench" --kernel step "$@" > "$out/profile.log" || {
+    tail -n 5 "$out/profile.log" "$out/profile.csv" >&2
+    fail "ncu failed"
+}
 python3 dev/gpu/profile_lines.py "${format[@]}" < "$out/profile.csv" | tee "$out/profile.txt"
