@@ -74,5 +74,6 @@ void bias_backward(float* dbias, const floatX* dout, float* scratch, int64_t N, 
 }
 
 void bias_add(float* dbias, const float* sums, int OC, bool accumulate, cudaStream_t stream, const float* scale) {
+    MOVES("bias_add", {reads(sums, OC), accumulate ? updates(dbias, OC) : writes(dbias, OC), reads(scale, 1)});
     launch(bias_add_kernel, ceil_div(OC, ADD_THREADS), ADD_THREADS, 0, stream, dbias, sums, scale, accumulate, OC);
 }

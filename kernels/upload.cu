@@ -26,6 +26,7 @@ void upload_values(void* device, const void* host, size_t bytes, cudaStream_t st
         Words words;
         memcpy(words.v, static_cast<const uint32_t*>(host) + first, n * sizeof(uint32_t));
         memset(words.v + n, 0, (WORDS - n) * sizeof(uint32_t));
+        MOVES("upload", {writes(to + first, static_cast<int64_t>(n))});
         launch_early(upload_kernel, 1, WARP, 0, stream, to + first, static_cast<int>(n), words);
     }
 }

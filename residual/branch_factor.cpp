@@ -47,7 +47,6 @@ void LastMapDots::add(float* total, const float* weight, const float* scale, con
 
 void LastMapDots::add(const BranchDot& dot) {
     dots_.push_back(dot);
-    largest_ = std::max(largest_, dot.count);
 }
 
 void LastMapDots::ready(cudaStream_t stream) {
@@ -56,5 +55,5 @@ void LastMapDots::ready(cudaStream_t stream) {
 }
 
 void LastMapDots::run(const Pass& pass) const {
-    branch_dots(table_, static_cast<int>(dots_.size()), largest_, pass.scratch, pass.stream);
+    branch_dots(table_, dots_, pass.scratch, pass.stream);
 }

@@ -21,7 +21,6 @@ class LastMapDots {
     void add(const BranchDot& dot);
     std::vector<BranchDot> dots_;
     BranchDot* table_ = nullptr;  // the same on the device
-    int64_t largest_ = 0;
 };
 
 class BranchFactorRule : public StreamRule {

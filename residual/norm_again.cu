@@ -28,5 +28,8 @@ void norm_rows_again(const floatX* x, floatX* y, const SeamNorm& norm, const Sea
     auto kernel = layer ? norm_again_kernel<NormKind::layer, 1> : norm_again_kernel<NormKind::rms, 1>;
     if (grid.wide)
         kernel = layer ? norm_again_kernel<NormKind::layer, WIDE_PACKS> : norm_again_kernel<NormKind::rms, WIDE_PACKS>;
+    const int64_t size = shape.N * shape.C;
+    MOVES("norm_again", {reads(x, size), writes(y, size), reads(layer ? norm.mean : nullptr, shape.N),
+                         reads(norm.rstd, shape.N), reads(norm.gain, shape.C), reads(norm.bias, shape.C)});
     launch(kernel, row_blocks(grid, shape.N), grid.block, sizeof(RowShared), stream, x, y, norm, shape);
 }

@@ -99,7 +99,7 @@ TEST_CASE("branch dots, all in one go", "[branch_scale]") {
         const int count = static_cast<int>(table.size());
         Device<float> scratch(branch_dots_scratch_bytes(count) / sizeof(float));
         scratch.poison();
-        branch_dots(d_table.data, count, COUNTS[8], scratch.data, nullptr);
+        branch_dots(d_table.data, table, scratch.data, nullptr);
         const std::vector<float> got = total.read();
         for (size_t t = 0; t < totals; t++) {
             double want = before, size = before;
@@ -122,4 +122,4 @@ TEST_CASE("branch dots, all in one go", "[branch_scale]") {
     }
 }
 
-TEST_CASE("branch dots of nothing", "[branch_scale]") { branch_dots(nullptr, 0, 0, nullptr, nullptr); }
+TEST_CASE("branch dots of nothing", "[branch_scale]") { branch_dots(nullptr, {}, nullptr, nullptr); }

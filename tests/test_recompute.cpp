@@ -44,7 +44,8 @@ Outcome outcome(const ModelConfig& config, Recompute level, int updates = 2) {
         model_read_grads(*model, out.grads.back().data());
         for (double variance : model_stream_variances(*model)) out.variances.push_back(variance);
         out.numbers.push_back(model_take_loss(*model));
-        out.numbers.push_back(model_update(*model, UpdateSettings{}, step));
+        model_update(*model, UpdateSettings{}, step);
+        out.numbers.push_back(model_result(*model).grad_norm);
     }
     return out;
 }

@@ -96,7 +96,7 @@ TEST_CASE("a product in a graph keeps its descriptors, pointers and scalars", "[
     auto forward = [&](floatX* to, const floatX* with) {
         matmul_forward(mm, to, inp.data, weight.data, with, N, C, OC, stream);
     };
-    auto backward = [&](float* to) { matmul_backward_weight(mm, to, dout.data, inp.data, N, C, OC, stream); };
+    auto backward = [&](float* to) { matmul_backward_weight(mm, to, dout.data, inp.data, N, C, OC, true, stream); };
     forward(want.data, bias.data);
     backward(want_dweight.data);
     backward(want_dweight.data);

@@ -66,7 +66,7 @@ void one_update(Model& model, int B, int T) {
     model_forward_backward(model, tokens.data(), tokens.data() + 1, B, T, 1.0 / (B * T));
     model_average_grads(model, nullptr);
     model_update(model, {}, 1);
-    model_take_loss(model);
+    model_result(model);
 }
 
 constexpr const char* NO_MEASURING = "only the checking mode of the CPU machine sees what a launch touches";
