@@ -171,6 +171,13 @@ void bind_tensors(Model& model) {
         model.layers.push_back(o);
     }
 
+    std::vector<int64_t> products = {model.head};
+    for (const LayerOffsets& o : model.layers)
+        for (const LinearOffsets* linear : {&o.qkv, &o.attn_proj, &o.fc, &o.mlp_proj})
+            products.insert(products.end(), {linear->weight, linear->bias});
+    for (const Tensor& t : model.registry.tensors)
+        model.stored.push_back(std::find(products.begin(), products.end(), t.offset) != products.end());
+
     Rule& rule = model.rule();
     auto bind = [&](SeamNorm& norm, const std::string& name) {
         norm.gain = model.exact(offset(name + ".weight"));

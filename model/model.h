@@ -97,7 +97,7 @@ double model_take_loss(Model& model);
 void model_set_time(Model& model, int64_t step, int64_t passes_per_update);
 // Completes gradients that follow from accumulated ones, and averages them over the ranks.
 void model_average_grads(Model& model, Comm* comm);
-// Global norm, clipping and AdamW; `step` is 1-based. Leaves gradients zeroed. Nothing here waits for the device: what
+// Global norm, clipping and AdamW; `step` is 1-based. Gradients begin anew. Nothing here waits for the device: what
 // the update found is asked for later, at most two updates late. With a comm over all its ranks; `mark` is any number.
 void model_update(Model& model, const UpdateSettings& settings, int64_t step, Comm* comm = nullptr, double mark = 0);
 struct UpdateResult {

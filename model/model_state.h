@@ -91,6 +91,7 @@ struct Model {
     float* exact_tail = nullptr;  // inference in bf16: fp32 values of the exact tensors (arena from exact_start on)
 
     std::vector<LayerOffsets> layers;
+    std::vector<bool> stored;  // by tensor: an update's first micro-batch stores its gradient, whatever was there
     int64_t wte = -1, wpe = -1, head = -1;
 
     Residual residual;                          // everything between sublayers: streams, norms, the rule's own state

@@ -181,6 +181,7 @@ void model_update(Model& model, const UpdateSettings& settings, int64_t step, Co
         a.correction1 = static_cast<float>(adamw_correction(a.beta1, step));
         a.correction2 = static_cast<float>(adamw_correction(a.beta2, step));
         a.frozen = t.frozen || frozen(t, settings.freeze);
+        a.stored = model.stored[model.adamw_host.size()] ? 1 : 0;
         model.adamw_host.push_back(a);
     }
     upload_values(model.adamw_tensors, model.adamw_host.data(), model.adamw_host.size() * sizeof(AdamWTensor),
