@@ -45,6 +45,8 @@ __global__ void __launch_bounds__(WARP* ROWS)
 
 __global__ void __launch_bounds__(ADD_THREADS)
     bias_add_kernel(float* dbias, const float* sums, const float* scale, bool accumulate, int OC) {
+    wait_for_previous();
+    launch_next_early();
     const int c = blockIdx.x * ADD_THREADS + threadIdx.x;
     if (c >= OC) return;
     const float sum = (scale ? *scale : 1.0f) * sums[c];
@@ -75,5 +77,5 @@ void bias_backward(float* dbias, const floatX* dout, float* scratch, int64_t N, 
 
 void bias_add(float* dbias, const float* sums, int OC, bool accumulate, cudaStream_t stream, const float* scale) {
     MOVES("bias_add", {reads(sums, OC), accumulate ? updates(dbias, OC) : writes(dbias, OC), reads(scale, 1)});
-    launch(bias_add_kernel, ceil_div(OC, ADD_THREADS), ADD_THREADS, 0, stream, dbias, sums, scale, accumulate, OC);
+    launch_early(bias_add_kernel, ceil_div(OC, ADD_THREADS), ADD_THREADS, 0, stream, dbias, sums, scale, accumulate, OC);
 }

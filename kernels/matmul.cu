@@ -43,10 +43,13 @@ void run(Matmul* mm, const ProductPlan& plan, const Product& p, cudaStream_t str
     if (traffic::counting) declare_traffic(p);
     const traffic::Launch counted(stream);
     const cublasStatus_t status = run_plan(mm, plan, plan.algo, p, stream);
-    if (status != CUBLAS_STATUS_SUCCESS)
-        programming_error("matmul: cublasLtMatmul",
-                          format("%s for %s", cublasLtGetStatusString(status), plan.product.c_str()).c_str(), __FILE__,
-                          __LINE__);
+    if (status == CUBLAS_STATUS_SUCCESS) return;
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    if (cudaStreamIsCapturing(stream, &capture) == cudaSuccess && capture != cudaStreamCaptureStatusNone)
+        throw CaptureFailed(format("cublasLtMatmul: %s for %s", cublasLtGetStatusString(status), plan.product.c_str()));
+    programming_error("matmul: cublasLtMatmul",
+                      format("%s for %s", cublasLtGetStatusString(status), plan.product.c_str()).c_str(), __FILE__,
+                      __LINE__);
 }
 
 void multiply(Matmul* mm, const Product& p, cudaStream_t stream) {

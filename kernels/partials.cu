@@ -10,7 +10,7 @@ struct Shared {
 
 // One column per threadIdx.x; threadIdx.y takes every blockDim.y-th row, and row 0 of the block adds the slices up.
 __global__ void __launch_bounds__(WARP* MAX_SLICES)
-    add_partials_kernel(PartialTargets target, const float* partial, int rows, int M, int C, bool accumulate) {
+    add_partials_kernel(const __grid_constant__ PartialTargets target, const float* partial, int rows, int M, int C, bool accumulate) {
     wait_for_previous();
     launch_next_early();
     float* total = target.total[blockIdx.y];

@@ -27,12 +27,13 @@ cudaGraphExec_t capture(Model& m, const StepKey& key) {
             why = failed.what();
         }
         status = cudaStreamEndCapture(m.stream, &graph);
+        if (!why.empty() && graph) CUDA_CHECK(cudaGraphDestroy(graph));  // a part of the pass
     }
-    if (status == cudaSuccess) {
+    if (status == cudaSuccess && why.empty()) {
         status = cudaGraphInstantiate(&exec, graph, 0);
         CUDA_CHECK(cudaGraphDestroy(graph));
     }
-    if (status == cudaSuccess) return exec;
+    if (status == cudaSuccess && why.empty()) return exec;
     cudaGetLastError();  // it has been dealt with
     if (why.empty()) why = cudaGetErrorString(status);
     m.graphs->note = "no CUDA graph, kernels are launched one by one: " + why;

@@ -6,6 +6,7 @@ bool model_has_gemm_choice(Model& model) {
 }
 void model_use_gemms(Model& model, const std::vector<MatmulChoice>& choices) {
     matmul_use(model.mm, choices);
+    while (!model.graphs->known.empty()) model.graphs->forget_oldest();  // recorded with other algorithms
 }
 std::vector<MatmulChoice> model_gemms(const Model& model) {
     return matmul_choices(model.mm);
@@ -23,10 +24,13 @@ void model_rehearse(Model& model) {
         token = static_cast<int>((state >> 8) % static_cast<uint32_t>(model.config.vocab));
     }
     const int64_t passes = model.passes;
+    const bool graphs = model.graphs->on;  // a recorded pass measures nothing
+    model.graphs->on = false;
     matmul_tune(model.mm, true);
     model_forward_backward(model, tokens.data(), tokens.data() + 1, model.B, model.T, 1.0 / static_cast<double>(N));
     model_average_grads(model, nullptr);
     matmul_tune(model.mm, false);
+    model.graphs->on = graphs;
     model.passes = passes;
     model.accumulated = 0;
     model.alpha_time = -1;

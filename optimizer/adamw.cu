@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(CHUNK_THREADS)
     const AdamWTensor t = tensors[chunk.tensor];
     const Part part(t.offset + static_cast<int64_t>(chunk.first) * ADAMW_CHUNK, t.offset + t.count);
 
-    const bool finite = (__float_as_uint(clip[0]) & EXPONENT) != EXPONENT, zeroes = zero_grads && !t.stored;
+    const bool finite = (__float_as_uint(clip[0]) & EXPONENT) != EXPONENT, zeroes = zero_grads && !(t.stored && finite);
     const float zero[PIECE] = {};
     if (t.frozen || !finite) {
         for (int64_t i = part.begin; i < part.end; i += Part::STEP) {

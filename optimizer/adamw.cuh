@@ -32,7 +32,7 @@ void adamw_moves(const std::vector<AdamWTensor>& tensors, bool zero_grads);
 // params (floatX, working copy), master (fp32; the same array as params in an fp32 build), grads (fp32), m, v (fp32).
 // clip (2) on the device: [0] gradient norm, [1] factor kappa that gradients are multiplied by; if the norm is not
 // finite nothing is updated (the gradients are still zeroed). grads are zeroed after use when zero_grads, but for
-// `stored` tensors, whose gradients stay.
+// `stored` tensors, whose gradients stay if they are finite: 0 * NaN is no zero, should a product ever multiply them.
 // bf16 working copy: stochastic rounding with random bits from (seed, step, element index).
 void adamw_update(floatX* params, float* master, float* grads, float* m, float* v, const AdamWTensor* tensors,
                   const AdamWChunk* chunks, int num_chunks, const float* clip, bool zero_grads, uint64_t seed,

@@ -341,3 +341,13 @@ inline int row_blocks(const RowGrid& grid, int64_t N) {
     int64_t needed = ceil_div(N, static_cast<int64_t>(grid.block.y));
     return static_cast<int>(needed < grid.max_blocks ? needed : grid.max_blocks);
 }
+// No more blocks than run at a time with this kernel's registers: some that come behind the others would work alone.
+template <class Kernel>
+int row_blocks(const RowGrid& grid, int64_t N, Kernel kernel, size_t shared_bytes) {
+    int resident = 0;
+    CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+        &resident, kernel, static_cast<int>(grid.block.x * grid.block.y), shared_bytes));
+    RowGrid fitting = grid;
+    if (resident > 0 && resident * multiprocessors() < grid.max_blocks) fitting.max_blocks = resident * multiprocessors();
+    return row_blocks(fitting, N);
+}

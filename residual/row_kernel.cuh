@@ -213,8 +213,9 @@ void seam_forward(const SeamForward& seam, const SeamShape& shape, const typenam
         using S = decltype(parts);
         with_width<Rule>(grid, [&](auto packs) {
             declare_seam<Rule, S>(seam, shape, args);
-            launch_early(seam_forward_kernel<Rule, S, decltype(packs)::value>, row_blocks(grid, shape.N), grid.block,
-                   sizeof(RowShared), stream, seam, shape, args);
+            auto kernel = seam_forward_kernel<Rule, S, decltype(packs)::value>;
+            launch_early(kernel, row_blocks(grid, shape.N, kernel, sizeof(RowShared)), grid.block, sizeof(RowShared),
+                         stream, seam, shape, args);
         });
     };
     if (seam.u)
@@ -235,18 +236,21 @@ void seam_backward(const SeamBackward& seam, const SeamShape& shape, const typen
     RowGrid grid = row_grid(shape.C, Rule::allows_first);
     if (shape.N == 0) return;
     CHECK(!seam.first || (Rule::allows_first && seam.out.gain == nullptr));
-    int blocks = row_blocks(grid, shape.N);
     auto run = [&](auto parts) {
         using S = decltype(parts);
         using Index = SumIndex<Rule, S>;
-        float* scalars = scratch + static_cast<size_t>(blocks) * Index::channels * shape.C;
+        int blocks = 0;
+        float* scalars = nullptr;  // behind the channels' partial sums
         with_width<Rule>(grid, [&](auto packs) {
             constexpr int PACKS = decltype(packs)::value;
-            size_t sums_bytes = TokenSums<Index::channels, Index::scalars, PACKS>::shared_bytes(grid.block);
+            auto kernel = seam_backward_kernel<Rule, S, PACKS>;
+            const size_t shared_bytes =
+                sizeof(RowShared) + TokenSums<Index::channels, Index::scalars, PACKS>::shared_bytes(grid.block);
+            blocks = row_blocks(grid, shape.N, kernel, shared_bytes);
+            scalars = scratch + static_cast<size_t>(blocks) * Index::channels * shape.C;
             declare_seam_backward<Rule, S>(seam, shape, args, scratch,
                                            int64_t{blocks} * (Index::channels * shape.C + Index::scalars));
-            launch_early(seam_backward_kernel<Rule, S, PACKS>, blocks, grid.block, sizeof(RowShared) + sums_bytes, stream,
-                   seam, shape, args, scratch, scalars);
+            launch_early(kernel, blocks, grid.block, shared_bytes, stream, seam, shape, args, scratch, scalars);
         });
 
         PartialTargets target, scalar_target;
