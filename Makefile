@@ -66,7 +66,9 @@ TEST_OBJ := $(call objects,$(TESTS)) $(OBJ)/tests/main.cpp.o
 # ---- flags ----------------------------------------------------------------------------------------------------------
 DEFINES := -DPRECISION_$(if $(filter bf16,$(PRECISION)),BF16,FP32) -DNDEBUG
 INCLUDES := -I. $(if $(DEPS),-I$(DEPS)/include) -Itests
-# The version is seen by one file only, so that a commit does not rebuild everything.
+# The version is seen by one file only, so that a commit does not rebuild everything; but that one follows it.
+$(shell mkdir -p $(OBJ)/driver; echo '$(VERSION)' | cmp -s - $(OBJ)/driver/version.stamp || echo '$(VERSION)' > $(OBJ)/driver/version.stamp)
+$(OBJ)/driver/version.cpp.o: $(OBJ)/driver/version.stamp
 $(OBJ)/driver/version.cpp.o: DEFINES += -DRESIDUAL_VERSION='"$(VERSION)"'
 
 ifeq ($(BACKEND),cpu)

@@ -124,8 +124,7 @@ static void choose_sizes(Run& run) {
                 matches || pattern == class_name(tensor.cls) || fnmatch(pattern.c_str(), tensor.name.c_str(), 0) == 0;
         if (!matches)
             throw user_error(
-                "--freeze %s: neither a class (embed, head, matrix, norm, bias, gate) nor a pattern of the model's "
-                "tensors' names",
+                "--freeze %s: this model has no tensor of such a class (embed, head, matrix, norm, bias, gate) or name",
                 pattern.c_str());
     }
     if (run.resume_step >= 0) {
@@ -264,12 +263,16 @@ static void print_sample(Run& run, int64_t step) {
     SampleSettings settings;
     settings.temperature = 0.8;
     settings.seed = run.options.seed;
-    generate(*run.model, prompt, run.options.sample_tokens.value_or(64), run.T, settings, static_cast<uint64_t>(step),
-             1, [&](int, int token) {
-                 run.tokenizer->decode(token, text);
-                 return true;
-             });
-    log_sample(run.log, step, *run.options.prompt, text);
+    try {
+        generate(*run.model, prompt, run.options.sample_tokens.value_or(64), run.T, settings,
+                 static_cast<uint64_t>(step), 1, [&](int, int token) {
+                     run.tokenizer->decode(token, text);
+                     return true;
+                 });
+        log_sample(run.log, step, *run.options.prompt, text);
+    } catch (const UserError& error) {  // of weights that are no numbers: the next update's loss ends the run, on all ranks
+        log_line(run.log, format("no sample at step %lld: %s", static_cast<long long>(step), error.what()));
+    }
 }
 
 static void dump_gradients(Run& run) {
@@ -307,6 +310,14 @@ static void save_checkpoint(Run& run) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The updates. Returns the exit code.
+
+static int diverged(Run& run, int64_t step, const std::string& why, double seconds) {
+    log_end(run.log, step, "diverged", seconds);
+    if (run.rank == 0)
+        print_error("train_gpt2", format("step %lld: %s, the run has diverged; lower --lr, or lengthen --warmup",
+                                         static_cast<long long>(step), why.c_str()));
+    return EXIT_DIVERGED;
+}
 
 static int train_loop(Run& run) {
     const TrainOptions& o = run.options;
@@ -363,18 +374,17 @@ static int train_loop(Run& run) {
         while (updates.waiting() > (needed || updates.stop() ? 0 : 1)) {
             const std::string why = updates.take();
             if (updates.last_change() > 0) run.state.last_change = updates.last_change();
-            if (why.empty()) continue;
-            log_end(run.log, updates.last_taken(), "diverged", seconds_now() - run_start);
-            if (run.rank == 0)
-                print_error("train_gpt2",
-                            format("step %lld: %s, the run has diverged; lower --lr, or lengthen --warmup",
-                                   static_cast<long long>(updates.last_taken()), why.c_str()));
-            return EXIT_DIVERGED;
+            if (!why.empty()) return diverged(run, updates.last_taken(), why, seconds_now() - run_start);
         }
         const bool stop = updates.stop();
         if (!needed && !stop) continue;
 
-        if (run.val_batches > 0 && (last || (val && !stop))) log_val(run.log, step, validate(run));
+        if (run.val_batches > 0 && (last || (val && !stop))) {
+            const double loss = validate(run);
+            log_val(run.log, step, loss);
+            if (!std::isfinite(loss))
+                return diverged(run, step, "the validation loss is not finite", seconds_now() - run_start);
+        }
         if (last || (eval && !stop)) {
             for (const Task& task : run.evals)
                 log_eval(run.log, step, run_task(*run.model, task, *run.tokenizer, {run.B, run.T}, run.comm));

@@ -1,8 +1,8 @@
 #include "driver/tuning.h"
 
 #include <cstring>
+#include <map>
 #include <nlohmann/json.hpp>
-#include <set>
 
 #include "driver/machine.h"
 #include "kernels/error.h"
@@ -27,12 +27,21 @@ void tune_gemms(Model& model, bool measure, GemmRecord& record, std::vector<std:
         model_use_gemms(model, kept);
         model_use_gemms(model, here.choices);  // the checkpoint's count for more
         model_rehearse(model);
-        std::set<std::string> known;
+        // What was given may not run here: a choice counts as known only if it is still the same.
+        std::map<std::string, std::string> known;
         for (const std::vector<MatmulChoice>& list : {kept, here.choices})
-            for (const MatmulChoice& choice : list) known.insert(choice.product);
+            for (const MatmulChoice& choice : list) known[choice.product] = choice.algorithm;
+        const std::vector<MatmulChoice> asked = here.choices;
         here.choices = model_gemms(model);
-        size_t measured = 0;
-        for (const MatmulChoice& choice : here.choices) measured += 1 - known.count(choice.product);
+        size_t measured = 0, refused = 0;
+        for (const MatmulChoice& choice : here.choices) measured += known[choice.product] != choice.algorithm;
+        for (const MatmulChoice& wanted : asked)
+            for (const MatmulChoice& choice : here.choices)
+                refused += choice.product == wanted.product && choice.algorithm != wanted.algorithm;
+        if (refused > 0)
+            notes.push_back(format("%zu of the checkpoint's GEMM algorithms do not run here: the same updates may differ "
+                                   "in their last bits",
+                                   refused));
         if (measured > 0) gemm_cache_add(here, notes);
         notes.push_back(
             format("GEMM algorithms: %zu products, %zu of them measured now", here.choices.size(), measured));

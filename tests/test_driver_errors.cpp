@@ -193,6 +193,20 @@ TEST_CASE("a run that diverges ends with 2 and one line", "[errors]") {
     CHECK(steps.back()["step"] == end["step"]);
 }
 
+TEST_CASE("a last update that ruins the weights is seen by validation", "[errors]") {
+    NEEDS_PROGRAMS();
+    TempFolder temp;
+    const std::string prefix = temp.path + "/tiny", out = temp.path + "/run";
+    write_tiny_data(prefix);
+    const ProgramResult result =
+        run_program("train_gpt2", tiny_args(prefix, out,
+                                            {"--lr", "1e38", "--grad-clip", "0", "--schedule", "constant", "--warmup",
+                                             "0", "--steps", "1", "--val", prefix + "_train_*.bin"}));
+    CHECK(result.status == 2);
+    CHECK(count_lines(result.err) == 1);
+    CHECK(read_events(out, "end").at(0)["reason"] == "diverged");
+}
+
 TEST_CASE("one rank's mistake ends all of them with one line", "[errors][ranks]") {
     NEEDS_PROGRAMS();
     if (std::system("command -v mpirun > /dev/null 2>&1") != 0) SKIP_TEST("ranks: there is no mpirun");

@@ -35,7 +35,8 @@ bool starts_with(const std::string& text, const char* start) {
 
 // The ideal of one micro-batch and update, of everything but the operands of products (bias, activation and bias
 // gradients being parts of their epilogues): a vanilla residual rule with norms in front of the sublayers, every array
-// crossing the bus once per kernel that cannot be fused with its neighbour.
+// crossing the bus once per kernel that cannot be fused with its neighbour. Where the engine does with less, `over` is
+// negative: a product that ends a sublayer adds the stream itself, and gradients that it stores need no zeros before.
 std::vector<Item> ideal(const ModelConfig& c, int B, int T, double unique_tokens, double params) {
     const double X = sizeof(floatX), F = sizeof(float), N = static_cast<double>(B) * T, C = c.channels, L = c.layers;
     const double row = N * C * X;                                       // one array (N,C)

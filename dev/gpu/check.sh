@@ -150,7 +150,7 @@ stage_ceilings() { timeout 300 "$python" dev/gpu/ceilings.py --backend "$backend
 
 stage_kernels() {
     programs || return 1
-    timeout 540 "build/$backend-$main/bench" --kernel rows,matmul,attention,attention_decode --json "$state/kernels.json"
+    timeout 540 "build/$backend-$main/bench" --kernel rows,matmul,attention,attention_decode,step --json "$state/kernels.json"
 }
 
 stage_attention() {
