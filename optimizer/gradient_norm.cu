@@ -67,7 +67,8 @@ void gradient_norm_moves(const std::vector<AdamWTensor>& tensors) {
         values += t.frozen ? 0 : t.count;
         chunks += ceil_div(t.count, int64_t{ADAMW_CHUNK});
     }
-    const int64_t tables = static_cast<int64_t>(tensors.size() * sizeof(AdamWTensor) + chunks * sizeof(AdamWChunk));
+    constexpr int64_t FIELDS = 2 * sizeof(int64_t) + sizeof(int);  // of a tensor: offset, count, frozen
+    const int64_t tables = static_cast<int64_t>(tensors.size()) * FIELDS + chunks * int64_t{sizeof(AdamWChunk)};
     traffic::declare("gradient_norm", {reads_bytes(values * static_cast<int64_t>(sizeof(float)) + tables),
                                        writes_bytes(chunks * static_cast<int64_t>(sizeof(double)))});
 }
