@@ -1,22 +1,15 @@
 #include "kernels/matmul_fp8.cuh"
 
-#include <cublasLt.h>
-
 #include <map>
 #include <tuple>
+
+#include "kernels/cublas.h"
 
 // As in kernels/matmul.cu a row-major product is written with its operands exchanged. What comes out is always
 // D (m x n) = A^T B, column-major, with A (k x m) e4m3 and B (k x n) of either format: one shape of product for all
 // three.
 
 namespace {
-
-constexpr size_t WORKSPACE_BYTES = size_t{32} << 20;
-
-void cublas_check(cublasStatus_t status, const char* call, const char* file, int line) {
-    if (status != CUBLAS_STATUS_SUCCESS) programming_error(call, cublasLtGetStatusString(status), file, line);
-}
-#define CUBLAS_CHECK(call) cublas_check((call), #call, __FILE__, __LINE__)
 
 constexpr cudaDataType_t FLOATX = sizeof(floatX) == 2 ? CUDA_R_16BF : CUDA_R_32F;
 
@@ -45,15 +38,6 @@ struct Plan {
     cublasLtMatmulAlgo_t algo = {};
     bool supported = false;
 };
-
-template <class T>
-void set(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t attribute, const T& value) {
-    CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(desc, attribute, &value, sizeof value));
-}
-template <class T>
-void set(cublasLtMatmulPreference_t preference, cublasLtMatmulPreferenceAttributes_t attribute, const T& value) {
-    CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value));
-}
 
 void set_pointers(const Plan& plan, const Product& p) {
     set(plan.desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, p.a_scale);
@@ -91,7 +75,7 @@ Plan make_plan(cublasLtHandle_t handle, const Product& p) {
 
     cublasLtMatmulPreference_t preference = nullptr;
     CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
-    set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, WORKSPACE_BYTES);
+    set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, MATMUL_WORKSPACE);
     // Split-K only with fp32 partial sums that a second step adds in a fixed order.
     set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
         static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
@@ -145,7 +129,7 @@ void multiply(MatmulFp8* mm, const Product& p, cudaStream_t stream) {
     const float* alpha = p.alpha ? p.alpha : &one;
     const float* beta = p.alpha ? mm->zero_one + (p.accumulate ? 1 : 0) : &accumulated;
     cublasStatus_t status = cublasLtMatmul(mm->handle, plan.desc, alpha, p.a, plan.a, p.b, plan.b, beta, p.d, plan.d,
-                                           p.d, plan.d, &plan.algo, mm->workspace, WORKSPACE_BYTES, stream);
+                                           p.d, plan.d, &plan.algo, mm->workspace, MATMUL_WORKSPACE, stream);
     cublas_check(status, describe(p).c_str(), __FILE__, __LINE__);
 }
 
@@ -188,7 +172,7 @@ Product backward_product(void* d, cudaDataType_t d_type, Fp8Matrix<e5m2> left, F
 MatmulFp8* matmul_fp8_create() {
     auto* mm = new MatmulFp8;
     CUBLAS_CHECK(cublasLtCreate(&mm->handle));
-    CUDA_CHECK(cudaMalloc(&mm->workspace, WORKSPACE_BYTES));
+    CUDA_CHECK(cudaMalloc(&mm->workspace, MATMUL_WORKSPACE));
     const float zero_one[2] = {0.0f, 1.0f};
     CUDA_CHECK(cudaMalloc(reinterpret_cast<void**>(&mm->zero_one), sizeof zero_one));
     CUDA_CHECK(cudaMemcpy(mm->zero_one, zero_one, sizeof zero_one, cudaMemcpyHostToDevice));

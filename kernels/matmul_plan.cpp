@@ -10,11 +10,6 @@ uint32_t alignment(const void* p) {
     return static_cast<uint32_t>(bits & (~bits + 1));
 }
 
-template <class T>
-void set(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t attribute, const T& value) {
-    CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(desc, attribute, &value, sizeof value));
-}
-
 void set_pointers(const ProductPlan& plan, const Product& p) {
     if (p.bias) set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias);
     if (p.aux) set(plan.desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, p.aux);

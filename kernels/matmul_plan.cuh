@@ -4,20 +4,12 @@
 // is written with its operands exchanged:  out (N,OC) = inp weight^T  becomes  out^T = weight inp^T, an OC x N matrix
 // whose rows carry the bias.
 #pragma once
-#include <cublasLt.h>
-
 #include <functional>
 #include <map>
 #include <unordered_map>
 
+#include "kernels/cublas.h"
 #include "kernels/matmul.cuh"
-
-constexpr size_t MATMUL_WORKSPACE = size_t{32} << 20;
-
-inline void cublas_check(cublasStatus_t status, const char* call, const char* file, int line) {
-    if (status != CUBLAS_STATUS_SUCCESS) programming_error(call, cublasLtGetStatusString(status), file, line);
-}
-#define CUBLAS_CHECK(call) cublas_check((call), #call, __FILE__, __LINE__)
 
 template <class T>
 constexpr cudaDataType_t data_type() {

@@ -87,11 +87,6 @@ bool fits(Matmul* mm, const ProductPlan& plan, const cublasLtMatmulAlgo_t& algo)
            result.workspaceSize <= MATMUL_WORKSPACE;
 }
 
-template <class T>
-void set(cublasLtMatmulPreference_t preference, cublasLtMatmulPreferenceAttributes_t attribute, const T& value) {
-    CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value));
-}
-
 }  // namespace
 
 std::vector<cublasLtMatmulAlgo_t> propose(Matmul* mm, const ProductPlan& plan, const ProductKey& key, int wanted) {
