@@ -19,11 +19,11 @@ ordered_json gemm_to_json(const GemmRecord& record) {
                         {"us", c.us},
                         {"first_us", c.first_us},
                         {"two_steps_us", c.two_steps_us}});
-    return {{"card", record.card}, {"library", record.library}, {"precision", record.precision}, {"choices", list}};
+    return {{"card", record.card}, {"cublaslt", record.cublaslt}, {"precision", record.precision}, {"choices", list}};
 }
 
 GemmRecord gemm_from_json(const ordered_json& json) {
-    GemmRecord record{json.at("card").get<std::string>(), json.at("library").get<std::string>(),
+    GemmRecord record{json.at("card").get<std::string>(), json.at("cublaslt").get<std::string>(),
                       json.at("precision").get<std::string>(), {}};
     for (const ordered_json& c : json.at("choices"))
         record.choices.push_back({c.at("product").get<std::string>(), c.at("algorithm").get<std::string>(),
@@ -41,7 +41,7 @@ std::string gemm_cache_file(const GemmRecord& machine) {
     if (folder.empty() && !variable("XDG_CACHE_HOME").empty()) folder = variable("XDG_CACHE_HOME") + "/residual.cu";
     if (folder.empty() && !variable("HOME").empty()) folder = variable("HOME") + "/.cache/residual.cu";
     if (folder.empty()) return "";
-    std::string name = "gemm-" + machine.card + "-cublaslt" + machine.library + "-" + machine.precision + ".json";
+    std::string name = "gemm-" + machine.card + "-cublaslt" + machine.cublaslt + "-" + machine.precision + ".json";
     for (char& c : name)
         if (!std::isalnum(static_cast<unsigned char>(c)) && c != '.' && c != '-') c = '_';
     return folder + "/" + name;
@@ -69,7 +69,7 @@ void gemm_cache_add(const GemmRecord& record, std::vector<std::string>& notes) {
     std::vector<std::string> known_already;  // what is wrong with the old file was said when it was read
     for (const MatmulChoice& c : gemm_cache_read(record, known_already)) choices[c.product] = c;
     for (const MatmulChoice& c : record.choices) choices[c.product] = c;
-    GemmRecord all{record.card, record.library, record.precision, {}};
+    GemmRecord all{record.card, record.cublaslt, record.precision, {}};
     for (const auto& [product, c] : choices) all.choices.push_back(c);
     try {
         make_folders(parent_folder(path));

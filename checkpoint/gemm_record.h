@@ -7,10 +7,10 @@
 #include "kernels/matmul_choice.h"
 
 struct GemmRecord {
-    std::string card, library, precision;  // the device's name, cuBLASLt's version, fp32 or bf16
+    std::string card, cublaslt, precision;  // the device's name, cuBLASLt's version, fp32 or bf16
     std::vector<MatmulChoice> choices;     // sorted by product
     bool same_machine(const GemmRecord& other) const {
-        return card == other.card && library == other.library && precision == other.precision;
+        return card == other.card && cublaslt == other.cublaslt && precision == other.precision;
     }
 };
 

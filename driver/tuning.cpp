@@ -1,6 +1,5 @@
 #include "driver/tuning.h"
 
-#include <cstring>
 #include <map>
 #include <nlohmann/json.hpp>
 
@@ -19,7 +18,7 @@ void tune_gemms(Model& model, bool measure, GemmRecord& record, std::vector<std:
     } else if (!record.choices.empty()) {
         notes.push_back(format("the checkpoint's GEMM algorithms are for %s, cuBLASLt %s, %s, and do not count here: "
                                "the same updates may differ in their last bits",
-                               record.card.c_str(), record.library.c_str(), record.precision.c_str()));
+                               record.card.c_str(), record.cublaslt.c_str(), record.precision.c_str()));
     }
     model_use_gemms(model, here.choices);
     if (measure && model_has_gemm_choice(model)) {
@@ -39,8 +38,8 @@ void tune_gemms(Model& model, bool measure, GemmRecord& record, std::vector<std:
             for (const MatmulChoice& choice : here.choices)
                 refused += choice.product == wanted.product && choice.algorithm != wanted.algorithm;
         if (refused > 0)
-            notes.push_back(format("%zu of the checkpoint's GEMM algorithms do not run here: the same updates may differ "
-                                   "in their last bits",
+            notes.push_back(format("%zu of the checkpoint's GEMM algorithms do not run here: the same updates may "
+                                   "differ in their last bits",
                                    refused));
         if (measured > 0) gemm_cache_add(here, notes);
         notes.push_back(
@@ -52,13 +51,10 @@ void tune_gemms(Model& model, bool measure, GemmRecord& record, std::vector<std:
 void share_gemms(Model& model, Comm* comm, const GemmRecord& record) {
     std::string text = comm_rank(comm) == 0 && !record.choices.empty() ? gemm_to_json(record).dump() : "";
     text.resize(static_cast<size_t>(comm_broadcast(comm, static_cast<int64_t>(text.size()))));
-    for (size_t at = 0; at < text.size(); at += sizeof(int64_t)) {
-        const size_t bytes = std::min(sizeof(int64_t), text.size() - at);
-        int64_t word = 0;
-        memcpy(&word, text.data() + at, bytes);
-        word = comm_broadcast(comm, word);
-        memcpy(text.data() + at, &word, bytes);
-    }
+    // In one piece: a character a number, and zeros from all ranks but the first.
+    std::vector<double> characters(text.begin(), text.end());
+    comm_sum(comm, characters.data(), static_cast<int>(characters.size()));
+    for (size_t i = 0; i < text.size(); i++) text[i] = static_cast<char>(characters[i]);
     if (comm_rank(comm) != 0 && !text.empty())
         model_use_gemms(model, gemm_from_json(nlohmann::ordered_json::parse(text)).choices);
 }

@@ -2,21 +2,12 @@
 #include "kernels/matmul_plan.cuh"
 
 Matmul* matmul_create() {
-    auto* mm = new Matmul;
-    CUBLAS_CHECK(cublasLtCreate(&mm->handle));
-    CUDA_CHECK(cudaMalloc(&mm->workspace, MATMUL_WORKSPACE));
-    const float zero_one[2] = {0.0f, 1.0f};
-    CUDA_CHECK(cudaMalloc(reinterpret_cast<void**>(&mm->zero_one), sizeof zero_one));
-    CUDA_CHECK(cudaMemcpy(mm->zero_one, zero_one, sizeof zero_one, cudaMemcpyHostToDevice));
-    return mm;
+    return new Matmul;
 }
 
 void matmul_destroy(Matmul* mm) {
     if (!mm) return;
     drop_plans(mm);
-    CUDA_CHECK(cudaFree(mm->zero_one));
-    CUDA_CHECK(cudaFree(mm->workspace));
-    CUBLAS_CHECK(cublasLtDestroy(mm->handle));
     delete mm;
 }
 

@@ -73,16 +73,7 @@ Plan make_plan(cublasLtHandle_t handle, const Product& p) {
     plan.b = layout(p.b_type, p.k, p.n);
     plan.d = layout(p.d_type, p.m, p.n);
 
-    cublasLtMatmulPreference_t preference = nullptr;
-    CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
-    set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, MATMUL_WORKSPACE);
-    // Split-K only with fp32 partial sums that a second step adds in a fixed order.
-    set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-        static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
-    for (auto attribute : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-                           CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
-        set(preference, attribute, uint32_t{16});
-
+    const cublasLtMatmulPreference_t preference = make_preference(16, 16, 16, 16);
     cublasLtMatmulHeuristicResult_t result = {};
     int found = 0;
     cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle, plan.desc, plan.a, plan.b, plan.d, plan.d,
@@ -103,11 +94,7 @@ __global__ void __launch_bounds__(256)
 
 }  // namespace
 
-// One workspace: the products of one MatmulFp8 must follow each other on one stream.
-struct MatmulFp8 {
-    cublasLtHandle_t handle = nullptr;
-    void* workspace = nullptr;
-    float* zero_one = nullptr;  // (2) in device memory: where alpha is there, beta must be as well
+struct MatmulFp8 : CublasContext {
     std::map<Key, Plan> plans;
 };
 
@@ -170,13 +157,7 @@ Product backward_product(void* d, cudaDataType_t d_type, Fp8Matrix<e5m2> left, F
 }  // namespace
 
 MatmulFp8* matmul_fp8_create() {
-    auto* mm = new MatmulFp8;
-    CUBLAS_CHECK(cublasLtCreate(&mm->handle));
-    CUDA_CHECK(cudaMalloc(&mm->workspace, MATMUL_WORKSPACE));
-    const float zero_one[2] = {0.0f, 1.0f};
-    CUDA_CHECK(cudaMalloc(reinterpret_cast<void**>(&mm->zero_one), sizeof zero_one));
-    CUDA_CHECK(cudaMemcpy(mm->zero_one, zero_one, sizeof zero_one, cudaMemcpyHostToDevice));
-    return mm;
+    return new MatmulFp8;
 }
 
 void matmul_fp8_destroy(MatmulFp8* mm) {
@@ -185,9 +166,6 @@ void matmul_fp8_destroy(MatmulFp8* mm) {
         for (cublasLtMatrixLayout_t layout : {plan.a, plan.b, plan.d}) cublasLtMatrixLayoutDestroy(layout);
         cublasLtMatmulDescDestroy(plan.desc);
     }
-    CUDA_CHECK(cudaFree(mm->zero_one));
-    CUDA_CHECK(cudaFree(mm->workspace));
-    CUBLAS_CHECK(cublasLtDestroy(mm->handle));
     delete mm;
 }
 

@@ -53,11 +53,7 @@ struct ProductPlan {
     bool used = false;      // for more than a comparison
 };
 
-// One workspace: the products of one Matmul must follow each other on one stream.
-struct Matmul {
-    cublasLtHandle_t handle = nullptr;
-    void* workspace = nullptr;
-    float* zero_one = nullptr;  // (2) in device memory: where alpha is there, beta must be as well
+struct Matmul : CublasContext {
     std::unordered_map<ProductKey, ProductPlan, ProductKeyHash> plans;
     std::map<std::string, MatmulChoice> choices;  // by product: measured here, or given by matmul_use
     bool tuning = false, comparing = false;

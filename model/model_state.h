@@ -97,7 +97,7 @@ struct Model {
     Residual residual;                          // everything between sublayers: streams, norms, the rule's own state
     int64_t time = 0;                           // completed updates, for schedules
     int64_t passes = 0, passes_per_update = 1;  // training passes of this rank
-    int64_t accumulated = 0;                    // micro-batches whose gradients are in grads; 0: all zero
+    int64_t accumulated = 0;                    // micro-batches whose gradients are in grads; 0: none
     int64_t alpha_time = -1;                    // what the branch factors on the device were made for; -1: nothing yet
     bool alpha_evaluation = false;
 

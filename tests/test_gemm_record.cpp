@@ -100,7 +100,7 @@ TEST_CASE("GEMM choices: the cache keeps them by card, library and precision", "
     CHECK(gemm_cache_read(record, notes) ==
           std::vector<MatmulChoice>{more.choices[0], record.choices[0], more.choices[1]});
     for (const GemmRecord& other : {GemmRecord{"A100", "130000", "bf16", {}}, some_record("130100"),
-                                    GemmRecord{record.card, record.library, "fp32", {}}}) {
+                                    GemmRecord{record.card, record.cublaslt, "fp32", {}}}) {
         CHECK(gemm_cache_file(other) != gemm_cache_file(record));
         CHECK(gemm_cache_read(other, notes).empty());
     }
@@ -183,10 +183,10 @@ TEST_CASE("GEMM choices: a resumed run uses its checkpoint's", "[gemm_record]") 
     // Of another card or library they don't count; they are measured anew, which the run says.
     const ProgramResult other = runs.resume("other", "measured", [](json& state) {
         split_all(state);
-        state["gemm"]["library"] = "1";
+        state["gemm"]["cublaslt"] = "1";
     });
     CHECK(other.out.find("do not count here") != std::string::npos);
-    CHECK(runs.gemm("other")["library"] == record["library"]);
+    CHECK(runs.gemm("other")["cublaslt"] == record["cublaslt"]);
     // A checkpoint from before choices were recorded resumes.
     runs.resume("old", "measured", [](json& state) { state.erase("gemm"); });
 }
