@@ -13,57 +13,30 @@ void matmul_destroy(Matmul* mm) {
 
 namespace {
 
-void declare_traffic(const Product& p) {
-    const int64_t m = p.m, n = p.n, k = p.k, size = p.d_type == CUDA_R_32F ? 4 : 2;
-    const char* name = p.op_a == CUBLAS_OP_T   ? "matmul_forward"
-                       : p.op_b == CUBLAS_OP_T ? "matmul_backward_weight"
-                                               : "matmul_backward_input";
-    const bool gelu_backward = p.epilogue == CUBLASLT_EPILOGUE_DGELU || p.epilogue == CUBLASLT_EPILOGUE_DGELU_BGRAD;
-    const bool bias_gradient = p.epilogue == CUBLASLT_EPILOGUE_BGRADB || p.epilogue == CUBLASLT_EPILOGUE_DGELU_BGRAD;
-    const int64_t bias = p.bias == nullptr ? 0 : (p.epilogue == CUBLASLT_EPILOGUE_BGRADB ? n : m) * size;
-    floatX* aux = static_cast<floatX*>(p.aux);
-    traffic::declare_product(name,
-                             {reads(p.a, m * k), reads(p.b, k * n), reads_bytes(p.c ? m * n * size : 0),
-                              writes_bytes(m * n * size), bias_gradient ? writes_bytes(bias) : reads_bytes(bias),
-                              reads(gelu_backward ? aux : nullptr, m * n),
-                              writes(gelu_backward ? nullptr : aux, m * n)},
-                             2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k));
-}
-
-void run(Matmul* mm, const ProductPlan& plan, const Product& p, cudaStream_t stream) {
-    if (traffic::counting) declare_traffic(p);
-    const traffic::Launch counted(stream);
-    const cublasStatus_t status = run_plan(mm, plan, plan.algo, p, stream);
-    if (status == CUBLAS_STATUS_SUCCESS) return;
-    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-    if (cudaStreamIsCapturing(stream, &capture) == cudaSuccess && capture != cudaStreamCaptureStatusNone)
-        throw CaptureFailed(format("cublasLtMatmul: %s for %s", cublasLtGetStatusString(status), plan.product.c_str()));
-    programming_error("matmul: cublasLtMatmul",
-                      format("%s for %s", cublasLtGetStatusString(status), plan.product.c_str()).c_str(), __FILE__,
-                      __LINE__);
-}
-
-void multiply(Matmul* mm, const Product& p, cudaStream_t stream) {
-    const ProductPlan& plan = find_plan(mm, p, stream);
-    if (!plan.supported)
-        programming_error("matmul: cuBLASLt has no algorithm for", plan.product.c_str(), __FILE__, __LINE__);
-    run(mm, plan, p, stream);
-}
-
 // A product with an epilogue that saves a kernel, and the same work in two steps: runs fused() if the library can do it
 // and nobody has found two_steps() to be faster. False: two_steps() it should be.
 template <class Fused, class TwoSteps>
 bool run_fused(Matmul* mm, const Product& p, Fused fused, TwoSteps two_steps, cudaStream_t stream) {
     ProductPlan& plan = find_plan(mm, p, stream);
     if (!plan.supported) return false;
-    if (mm->tuning && !plan.compared) compare_two_steps(mm, plan, [&] { fused(plan); }, two_steps, stream);
+    if (mm->tuning && !plan.compared)
+        compare_two_steps(
+            mm, plan, [&] { fused(plan); }, two_steps, stream);
     if (plan.fused) fused(plan);
     return plan.fused;
 }
 
 // out^T (OC x N) = weight (OC,C) inp^T
 Product forward_product(void* out, const floatX* inp, const floatX* weight, const floatX* bias, int N, int C, int OC) {
-    Product p{.m = OC, .n = N, .k = C, .op_a = CUBLAS_OP_T, .op_b = CUBLAS_OP_N, .a = weight, .b = inp, .d = out};
+    Product p{.name = "matmul_forward",
+              .m = OC,
+              .n = N,
+              .k = C,
+              .op_a = CUBLAS_OP_T,
+              .op_b = CUBLAS_OP_N,
+              .a = weight,
+              .b = inp,
+              .d = out};
     if (bias) p.epilogue = CUBLASLT_EPILOGUE_BIAS;
     p.bias = bias;
     return p;
@@ -72,8 +45,16 @@ Product forward_product(void* out, const floatX* inp, const floatX* weight, cons
 // dinp^T (C x N) = weight^T (C x OC) dout^T
 Product backward_input_product(floatX* dinp, const floatX* dout, const floatX* weight, int N, int C, int OC,
                                const float* alpha) {
-    Product p{.m = C, .n = N, .k = OC, .op_a = CUBLAS_OP_N, .op_b = CUBLAS_OP_N, .a = weight, .b = dout, .d = dinp};
-    p.alpha = alpha;
+    Product p{.name = "matmul_backward_input",
+              .m = C,
+              .n = N,
+              .k = OC,
+              .op_a = CUBLAS_OP_N,
+              .op_b = CUBLAS_OP_N,
+              .a = weight,
+              .b = dout,
+              .d = dinp,
+              .alpha = alpha};
     return p;
 }
 
@@ -109,7 +90,9 @@ void matmul_activation_forward(Matmul* mm, floatX* out, floatX* pre, const float
         Product p = forward_product(out, inp, weight, bias, N, C, OC);
         p.epilogue = bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
         p.aux = pre;
-        if (run_fused(mm, p, [&](const ProductPlan& plan) { run(mm, plan, p, stream); }, two_steps, stream)) return;
+        if (run_fused(
+                mm, p, [&](const ProductPlan& plan) { run_product(mm, plan, p, stream); }, two_steps, stream))
+            return;
     }
     two_steps();
 }
@@ -133,7 +116,9 @@ void matmul_activation_backward_input(Matmul* mm, floatX* dpre, const floatX* do
         Product p = backward_input_product(dpre, dout, weight, N, C, OC, alpha);
         p.epilogue = CUBLASLT_EPILOGUE_DGELU;
         p.aux = const_cast<floatX*>(pre);  // read only: one attribute serves both directions
-        if (run_fused(mm, p, [&](const ProductPlan& plan) { run(mm, plan, p, stream); }, two_steps, stream)) return;
+        if (run_fused(
+                mm, p, [&](const ProductPlan& plan) { run_product(mm, plan, p, stream); }, two_steps, stream))
+            return;
     }
     two_steps();
 }
@@ -147,7 +132,7 @@ bool matmul_activation_backward_bias(Matmul* mm, floatX* dpre, float* dbias, con
     p.aux = const_cast<floatX*>(pre);
     p.bias = accumulate ? scratch : dbias;
     const auto fused = [&](const ProductPlan& plan) {
-        run(mm, plan, p, stream);
+        run_product(mm, plan, p, stream);
         if (accumulate) bias_add(dbias, scratch, C, true, stream);
     };
     const auto two_steps = [&] {
@@ -160,7 +145,8 @@ bool matmul_activation_backward_bias(Matmul* mm, floatX* dpre, float* dbias, con
 // dweight^T (C x OC) = inp^T (C x N) dout
 static Product weight_product(float* dweight, const floatX* dout, const floatX* inp, int N, int C, int OC,
                               bool accumulate, const float* alpha) {
-    return {.m = C,
+    return {.name = "matmul_backward_weight",
+            .m = C,
             .n = OC,
             .k = N,
             .op_a = CUBLAS_OP_N,
@@ -189,7 +175,7 @@ void matmul_backward_weight_bias(Matmul* mm, float* dweight, float* dbias, const
     p.epilogue = CUBLASLT_EPILOGUE_BGRADB;
     p.bias = aside ? scratch : dbias;
     const auto fused = [&](const ProductPlan& plan) {
-        run(mm, plan, p, stream);
+        run_product(mm, plan, p, stream);
         if (aside) bias_add(dbias, scratch, OC, accumulate, stream, alpha);
     };
     const auto two_steps = [&] {

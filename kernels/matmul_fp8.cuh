@@ -5,6 +5,7 @@
 // products want transposed copies: fp8_quantize and fp8_transpose make them.
 #pragma once
 #include "kernels/fp8.cuh"
+#include "kernels/matmul.cuh"
 
 // A matrix in 8 bits and, in device memory, what its numbers are multiplied by (Fp8Slot::inverse).
 template <class F>
@@ -13,23 +14,19 @@ struct Fp8Matrix {
     const float* inverse;
 };
 
-struct MatmulFp8;  // handle, workspace, and the cache of descriptors and algorithms by shape
-MatmulFp8* matmul_fp8_create();
-void matmul_fp8_destroy(MatmulFp8* mm);
-
 // Whether this card and library have the three products (compute capability 8.9 and later).
-bool matmul_fp8_supported(MatmulFp8* mm);
+bool matmul_fp8_supported(Matmul* mm);
 
-// out (N,OC) = inp (N,C) weight (OC,C)^T + bias (OC); bias may be null. On tensor cores partial sums may be kept
-// shorter than fp32 (CUBLASLT_MATMUL_DESC_FAST_ACCUM), which gradients are not.
-void matmul_fp8_forward(MatmulFp8* mm, floatX* out, Fp8Matrix<e4m3> inp, Fp8Matrix<e4m3> weight, const floatX* bias,
-                        int N, int C, int OC, cudaStream_t stream);
+// out (N,OC) = inp (N,C) weight (OC,C)^T + bias (OC) + add (N,OC); bias and add may be null. On tensor cores partial
+// sums may be kept shorter than fp32 (CUBLASLT_MATMUL_DESC_FAST_ACCUM), which gradients are not.
+void matmul_fp8_forward(Matmul* mm, floatX* out, Fp8Matrix<e4m3> inp, Fp8Matrix<e4m3> weight, const floatX* bias, int N,
+                        int C, int OC, cudaStream_t stream, const floatX* add = nullptr);
 
-// dinp (N,C) = alpha dout (N,OC) weight (OC,C), of weight_t (C,OC);  accumulate: dinp += ...
+// dinp (N,C) = alpha dout (N,OC) weight (OC,C), of weight_t (C,OC)
 // alpha: a float in device memory, read when the product runs; null: 1.
-void matmul_fp8_backward_input(MatmulFp8* mm, floatX* dinp, Fp8Matrix<e5m2> dout, Fp8Matrix<e4m3> weight_t, int N,
-                               int C, int OC, bool accumulate, cudaStream_t stream, const float* alpha = nullptr);
+void matmul_fp8_backward_input(Matmul* mm, floatX* dinp, Fp8Matrix<e5m2> dout, Fp8Matrix<e4m3> weight_t, int N, int C,
+                               int OC, cudaStream_t stream, const float* alpha = nullptr);
 
-// dweight (OC,C) fp32 += alpha dout (N,OC)^T inp (N,C), of dout_t (OC,N) and inp_t (C,N)
-void matmul_fp8_backward_weight(MatmulFp8* mm, float* dweight, Fp8Matrix<e5m2> dout_t, Fp8Matrix<e4m3> inp_t, int N,
-                                int C, int OC, cudaStream_t stream, const float* alpha = nullptr);
+// dweight (OC,C) fp32 = alpha dout (N,OC)^T inp (N,C), of dout_t (OC,N) and inp_t (C,N);  accumulate: dweight += ...
+void matmul_fp8_backward_weight(Matmul* mm, float* dweight, Fp8Matrix<e5m2> dout_t, Fp8Matrix<e4m3> inp_t, int N, int C,
+                                int OC, bool accumulate, cudaStream_t stream, const float* alpha = nullptr);

@@ -18,22 +18,27 @@ constexpr cudaDataType_t data_type() {
 
 // D (m x n) = alpha op(A) (m x k) op(B) (k x n) + C, column-major, densely packed.
 struct Product {
+    const char* name;  // for who counts
     int m, n, k;
     cublasOperation_t op_a, op_b;
-    const floatX *a, *b;
+    const void *a, *b;
     void* d;
-    cudaDataType_t d_type = data_type<floatX>();
+    cudaDataType_t d_type = data_type<floatX>(), a_type = data_type<floatX>(), b_type = data_type<floatX>();
     const void* c = nullptr;  // (m x n) of D's type and leading dimension, may be d; null: nothing is added
     cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
     const void* bias = nullptr;    // (m), of D's type. Gradients of a bias, which are stored: (m), with BGRADB (n)
     void* aux = nullptr;           // (m x n), the GELU's argument
     const float* alpha = nullptr;  // in device memory; null: 1
     int ld_a = 0, ld_d = 0;        // leading dimensions where a matrix is part of a wider one; 0: dense
+    // Operands in 8 bits: what their numbers are multiplied by, in device memory; and whether partial sums may be kept
+    // shorter than fp32.
+    const float *a_scale = nullptr, *b_scale = nullptr;
+    bool fast = false;
 };
 
 // What decides which algorithms can run. Whether C is added does not: beta is no part of a descriptor.
 struct ProductKey {
-    int m, n, k, op_a, op_b, d_type, epilogue, device_scalars, ld_a, ld_d;
+    int m, n, k, op_a, op_b, a_type, b_type, d_type, epilogue, device_scalars, ld_a, ld_d, fast;
     uint32_t align_a, align_b, align_c, align_d, align_bias, align_aux;
     explicit ProductKey(const Product& p);
     bool operator==(const ProductKey&) const = default;
@@ -65,6 +70,10 @@ void drop_plans(Matmul* mm);
 cublasStatus_t run_plan(Matmul* mm, const ProductPlan& plan, const cublasLtMatmulAlgo_t& algo, const Product& p,
                         cudaStream_t stream);
 std::string describe(const ProductKey& key);
+// Declares the launch and runs it. What fails ends the program, or the recording of a graph (CaptureFailed).
+void run_product(Matmul* mm, const ProductPlan& plan, const Product& p, cudaStream_t stream);
+// The same by the product's own plan, which the library must have.
+void multiply(Matmul* mm, const Product& p, cudaStream_t stream);
 
 // matmul_tune.cpp. The algorithms that the library proposes, its favourite first; none: it cannot do the product.
 std::vector<cublasLtMatmulAlgo_t> propose(Matmul* mm, const ProductPlan& plan, const ProductKey& key, int wanted);

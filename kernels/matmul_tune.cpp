@@ -90,8 +90,7 @@ bool fits(Matmul* mm, const ProductPlan& plan, const cublasLtMatmulAlgo_t& algo)
 }  // namespace
 
 std::vector<cublasLtMatmulAlgo_t> propose(Matmul* mm, const ProductPlan& plan, const ProductKey& key, int wanted) {
-    const cublasLtMatmulPreference_t preference =
-        make_preference(key.align_a, key.align_b, key.align_c, key.align_d);
+    const cublasLtMatmulPreference_t preference = make_preference(key.align_a, key.align_b, key.align_c, key.align_d);
     std::vector<cublasLtMatmulHeuristicResult_t> results(static_cast<size_t>(wanted));
     int found = 0;
     const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(mm->handle, plan.desc, plan.a, plan.b, plan.d, plan.d,
@@ -152,8 +151,15 @@ void compare_two_steps(Matmul* mm, ProductPlan& plan, const std::function<void()
 bool matmul_has_choice(Matmul* mm) {
     const int size = 256;
     floatX* operand = static_cast<floatX*>(mm->workspace);
-    const Product p{.m = size, .n = size, .k = size, .op_a = CUBLAS_OP_T, .op_b = CUBLAS_OP_N, .a = operand,
-                    .b = operand, .d = operand};
+    const Product p{.name = "matmul",
+                    .m = size,
+                    .n = size,
+                    .k = size,
+                    .op_a = CUBLAS_OP_T,
+                    .op_b = CUBLAS_OP_N,
+                    .a = operand,
+                    .b = operand,
+                    .d = operand};
     return propose(mm, find_plan(mm, p, nullptr), ProductKey(p), 2).size() > 1;
 }
 

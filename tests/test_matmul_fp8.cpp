@@ -7,10 +7,10 @@
 namespace {
 
 struct Handle {
-    MatmulFp8* mm = matmul_fp8_create();
-    ~Handle() { matmul_fp8_destroy(mm); }
+    Matmul* mm = matmul_create();
+    ~Handle() { matmul_destroy(mm); }
 };
-MatmulFp8* shared_handle() {  // the cache of plans is part of what is tested
+Matmul* shared_handle() {  // the cache of plans is part of what is tested
     static Handle handle;
     return handle.mm;
 }
@@ -91,22 +91,30 @@ TEST_CASE("fp8 matmul forward", "[fp8]") {
     Random random(11);
     for (Shape s : SHAPES) {
         for (bool with_bias : {false, true}) {
-            CAPTURE(s.N, s.C, s.OC, with_bias);
-            Quantized<e4m3> inp(random, s.N, s.C, 30), weight(random, s.OC, s.C, 1 / std::sqrt(s.C) / 30);
-            const std::vector<floatX> bias = random.normals<floatX>(static_cast<size_t>(s.OC));
-            Device<floatX> d_bias(bias), out(area(s.N, s.OC));
-            out.poison();
-            matmul_fp8_forward(shared_handle(), out.data, inp.matrix(), weight.matrix(),
-                               with_bias ? d_bias.data : nullptr, s.N, s.C, s.OC, nullptr);
-            std::vector<double> want = product(inp.value, weight.value, s.N, s.OC, s.C, s.C, 1, s.C, 1);
-            std::vector<double> plain = product(inp.plain, weight.plain, s.N, s.OC, s.C, s.C, 1, s.C, 1);
-            for (size_t i = 0; with_bias && i < want.size(); i++) {
-                want[i] += to_float(bias[i % static_cast<size_t>(s.OC)]);
-                plain[i] += to_float(bias[i % static_cast<size_t>(s.OC)]);
+            for (bool with_add : {false, true}) {
+                CAPTURE(s.N, s.C, s.OC, with_bias, with_add);
+                Quantized<e4m3> inp(random, s.N, s.C, 30), weight(random, s.OC, s.C, 1 / std::sqrt(s.C) / 30);
+                const std::vector<floatX> bias = random.normals<floatX>(static_cast<size_t>(s.OC));
+                const std::vector<floatX> add = random.normals<floatX>(area(s.N, s.OC));
+                Device<floatX> d_bias(bias), d_add(add), out(area(s.N, s.OC));
+                out.poison();
+                matmul_fp8_forward(shared_handle(), out.data, inp.matrix(), weight.matrix(),
+                                   with_bias ? d_bias.data : nullptr, s.N, s.C, s.OC, nullptr,
+                                   with_add ? d_add.data : nullptr);
+                std::vector<double> want = product(inp.value, weight.value, s.N, s.OC, s.C, s.C, 1, s.C, 1);
+                std::vector<double> plain = product(inp.plain, weight.plain, s.N, s.OC, s.C, s.C, 1, s.C, 1);
+                for (size_t i = 0; with_bias && i < want.size(); i++) {
+                    want[i] += to_float(bias[i % static_cast<size_t>(s.OC)]);
+                    plain[i] += to_float(bias[i % static_cast<size_t>(s.OC)]);
+                }
+                for (size_t i = 0; with_add && i < want.size(); i++) {
+                    want[i] += to_float(add[i]);
+                    plain[i] += to_float(add[i]);
+                }
+                const std::vector<double> got = to_double(out.read());
+                CHECK(worst_error(got, want, atol(s.C), rtol<floatX>()) <= 1);
+                CHECK(relative_error(got, plain) < LOOSE_E4M3);
             }
-            const std::vector<double> got = to_double(out.read());
-            CHECK(worst_error(got, want, atol(s.C), rtol<floatX>()) <= 1);
-            CHECK(relative_error(got, plain) < LOOSE_E4M3);
         }
     }
 }
@@ -115,27 +123,23 @@ TEST_CASE("fp8 matmul backward to the input", "[fp8]") {
     REQUIRE_FP8();
     Random random(12);
     for (Shape s : SHAPES) {
-        for (bool accumulate : {false, true}) {
-            for (bool scaled : {false, true}) {
-                CAPTURE(s.N, s.C, s.OC, accumulate, scaled);
-                Quantized<e5m2> dout(random, s.N, s.OC, 1e-4);
-                Quantized<e4m3> weight(random, s.OC, s.C, 1e4 / std::sqrt(s.OC));
-                const std::vector<floatX> before = random.normals<floatX>(area(s.N, s.C));
-                Device<float> alpha(std::vector<float>{9e9f, -0.75f});
-                Device<floatX> dinp(before);
-                if (!accumulate) dinp.poison();
-                matmul_fp8_backward_input(shared_handle(), dinp.data, dout.matrix(), weight.transposed(), s.N, s.C,
-                                          s.OC, accumulate, nullptr, scaled ? alpha.data + 1 : nullptr);
-                std::vector<double> want = product(dout.value, weight.value, s.N, s.C, s.OC, s.OC, 1, 1, s.C);
-                std::vector<double> plain = product(dout.plain, weight.plain, s.N, s.C, s.OC, s.OC, 1, 1, s.C);
-                for (std::vector<double>* v : {&want, &plain}) {
-                    for (size_t i = 0; i < v->size(); i++)
-                        (*v)[i] = (scaled ? -0.75 : 1.0) * (*v)[i] + (accumulate ? to_float(before[i]) : 0.0);
-                }
-                const std::vector<double> got = to_double(dinp.read());
-                CHECK(worst_error(got, want, atol(s.OC), rtol<floatX>()) <= 1);
-                CHECK(relative_error(got, plain) < LOOSE_E5M2);
+        for (bool scaled : {false, true}) {
+            CAPTURE(s.N, s.C, s.OC, scaled);
+            Quantized<e5m2> dout(random, s.N, s.OC, 1e-4);
+            Quantized<e4m3> weight(random, s.OC, s.C, 1e4 / std::sqrt(s.OC));
+            Device<float> alpha(std::vector<float>{9e9f, -0.75f});
+            Device<floatX> dinp(area(s.N, s.C));
+            dinp.poison();
+            matmul_fp8_backward_input(shared_handle(), dinp.data, dout.matrix(), weight.transposed(), s.N, s.C, s.OC,
+                                      nullptr, scaled ? alpha.data + 1 : nullptr);
+            std::vector<double> want = product(dout.value, weight.value, s.N, s.C, s.OC, s.OC, 1, 1, s.C);
+            std::vector<double> plain = product(dout.plain, weight.plain, s.N, s.C, s.OC, s.OC, 1, 1, s.C);
+            for (std::vector<double>* v : {&want, &plain}) {
+                for (size_t i = 0; i < v->size(); i++) (*v)[i] *= scaled ? -0.75 : 1.0;
             }
+            const std::vector<double> got = to_double(dinp.read());
+            CHECK(worst_error(got, want, atol(s.OC), rtol<floatX>()) <= 1);
+            CHECK(relative_error(got, plain) < LOOSE_E5M2);
         }
     }
 }
@@ -144,22 +148,26 @@ TEST_CASE("fp8 matmul backward to the weight", "[fp8]") {
     REQUIRE_FP8();
     Random random(13);
     for (Shape s : SHAPES) {
-        for (bool scaled : {false, true}) {
-            CAPTURE(s.N, s.C, s.OC, scaled);
-            Quantized<e5m2> dout(random, s.N, s.OC, 1e-4);
-            Quantized<e4m3> inp(random, s.N, s.C, 1e4 / std::sqrt(s.N));
-            const std::vector<float> before = random.normals<float>(area(s.OC, s.C));
-            Device<float> dweight(before), alpha(std::vector<float>{9e9f, -0.75f});
-            matmul_fp8_backward_weight(shared_handle(), dweight.data, dout.transposed(), inp.transposed(), s.N, s.C,
-                                       s.OC, nullptr, scaled ? alpha.data + 1 : nullptr);
-            std::vector<double> want = product(dout.value, inp.value, s.OC, s.C, s.N, 1, s.OC, 1, s.C);
-            std::vector<double> plain = product(dout.plain, inp.plain, s.OC, s.C, s.N, 1, s.OC, 1, s.C);
-            for (std::vector<double>* v : {&want, &plain}) {
-                for (size_t i = 0; i < v->size(); i++) (*v)[i] = (scaled ? -0.75 : 1.0) * (*v)[i] + before[i];
+        for (bool accumulate : {false, true}) {
+            for (bool scaled : {false, true}) {
+                CAPTURE(s.N, s.C, s.OC, accumulate, scaled);
+                Quantized<e5m2> dout(random, s.N, s.OC, 1e-4);
+                Quantized<e4m3> inp(random, s.N, s.C, 1e4 / std::sqrt(s.N));
+                const std::vector<float> before = random.normals<float>(area(s.OC, s.C));
+                Device<float> dweight(before), alpha(std::vector<float>{9e9f, -0.75f});
+                if (!accumulate) dweight.poison();
+                matmul_fp8_backward_weight(shared_handle(), dweight.data, dout.transposed(), inp.transposed(), s.N, s.C,
+                                           s.OC, accumulate, nullptr, scaled ? alpha.data + 1 : nullptr);
+                std::vector<double> want = product(dout.value, inp.value, s.OC, s.C, s.N, 1, s.OC, 1, s.C);
+                std::vector<double> plain = product(dout.plain, inp.plain, s.OC, s.C, s.N, 1, s.OC, 1, s.C);
+                for (std::vector<double>* v : {&want, &plain}) {
+                    for (size_t i = 0; i < v->size(); i++)
+                        (*v)[i] = (scaled ? -0.75 : 1.0) * (*v)[i] + (accumulate ? before[i] : 0.0f);
+                }
+                const std::vector<double> got = to_double(dweight.read());
+                CHECK(worst_error(got, want, atol(s.N), rtol<float>()) <= 1);
+                CHECK(relative_error(got, plain) < LOOSE_E5M2);
             }
-            const std::vector<double> got = to_double(dweight.read());
-            CHECK(worst_error(got, want, atol(s.N), rtol<float>()) <= 1);
-            CHECK(relative_error(got, plain) < LOOSE_E5M2);
         }
     }
 }
