@@ -213,7 +213,7 @@ static void open_data(Run& run) {
 // Allocates the model and gives it its weights: fresh ones, those of --init-from, or a checkpoint's with the moments.
 static void make_model(Run& run) {
     const TrainOptions& o = run.options;
-    run.model = model_create(run.config, run.B, run.T, Use::training, options_recompute(o));
+    run.model = model_create(run.config, run.B, run.T, Use::training, options_recompute(o), o.fp8);
     // Whether samples find room is seen here rather than in the middle of the run.
     if (o.sample_every > 0 && run.rank == 0) decoder_create(*run.model, 1, run.T);
     const Registry& registry = model_registry(*run.model);
@@ -221,11 +221,13 @@ static void make_model(Run& run) {
     if (run.resume_step >= 0) {
         const std::string folder = checkpoint_path(o.out, run.resume_step);
         std::vector<float> master(size), m(size), v(size);
+        Fp8State fp8;
         weights_read(folder, registry, master.data());
-        checkpoint_read_optimizer(folder, registry, m.data(), v.data(), master.data());
+        checkpoint_read_optimizer(folder, registry, m.data(), v.data(), master.data(), fp8);
         // The same seed and update round the working copy of a bf16 build as the update did.
         model_write_master(*run.model, master.data(), o.seed, static_cast<uint64_t>(run.state.last_change));
         model_write_moments(*run.model, m.data(), v.data());
+        model_write_fp8(*run.model, fp8);
         return;
     }
     model_init_weights(*run.model, o.seed);
@@ -295,6 +297,7 @@ static void save_checkpoint(Run& run) {
         model_read_moments(*run.model, m.data(), v.data());
         arrays.m = m.data();
         arrays.v = v.data();
+        arrays.fp8 = model_read_fp8(*run.model);
     }
     run.state.seed = run.options.seed;
     run.state.world_size = run.ranks;

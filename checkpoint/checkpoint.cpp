@@ -88,6 +88,12 @@ std::string checkpoint_save(const std::string& run, const RunState& state, const
         gather_parts(tensors, storage, registry, arrays.m, ".m", Dtype::f32);
         gather_parts(tensors, storage, registry, arrays.v, ".v", Dtype::f32);
         if (dtype != Dtype::f32) gather_parts(tensors, storage, registry, arrays.master, ".master", Dtype::f32);
+        const int64_t scales = static_cast<int64_t>(arrays.fp8.scale.size());
+        if (scales > 0) {
+            const int64_t history = static_cast<int64_t>(arrays.fp8.history.size()) / scales;
+            tensors.push_back({"fp8.scale", Dtype::f32, {scales}, arrays.fp8.scale.data()});
+            tensors.push_back({"fp8.history", Dtype::f32, {scales, history}, arrays.fp8.history.data()});
+        }
         safetensors_write(path + "/" + optimizer_file, tensors,
                           {{"layout", "whole tensors: NAME.m, NAME.v, shapes as in model.safetensors"},
                            {"shard", "0"},
@@ -161,7 +167,8 @@ RunState checkpoint_read_state(const std::string& folder) {
     return s;
 }
 
-void checkpoint_read_optimizer(const std::string& folder, const Registry& registry, float* m, float* v, float* master) {
+void checkpoint_read_optimizer(const std::string& folder, const Registry& registry, float* m, float* v, float* master,
+                               Fp8State& fp8) {
     const std::string path = folder + "/" + optimizer_file;
     if (!file_exists(path)) return;  // written before the first update: all zero
     const SafetensorsFile file = safetensors_read(path);
@@ -169,6 +176,12 @@ void checkpoint_read_optimizer(const std::string& folder, const Registry& regist
     scatter_parts(file, path, registry, v, ".v");
     if (!registry.tensors.empty() && file.tensors.count(registry.tensors[0].parts[0].name + ".master") > 0)
         scatter_parts(file, path, registry, master, ".master");
+    for (const auto& [name, values] : {std::pair{"fp8.scale", &fp8.scale}, {"fp8.history", &fp8.history}}) {
+        const auto found = file.tensors.find(name);
+        if (found == file.tensors.end()) continue;
+        values->resize(static_cast<size_t>(found->second.count()));
+        tensor_to_float(values->data(), found->second, name);
+    }
 }
 
 void checkpoint_prune(const std::string& run, int64_t keep) {

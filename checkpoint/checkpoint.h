@@ -11,6 +11,7 @@
 #include "checkpoint/gemm_record.h"
 #include "checkpoint/safetensors.h"
 #include "dataloader/loader.h"
+#include "model/fp8_state.h"
 #include "model/registry.h"
 
 // What a run is besides its arrays.
@@ -33,6 +34,7 @@ struct Arrays {
     const float* master;
     const float* m = nullptr;
     const float* v = nullptr;
+    Fp8State fp8 = {};  // of a run with --fp8, which has moments
 };
 
 // Writes DIR/step_%08d and returns its path. config: with the residual_step at which the run began; the file says where
@@ -51,8 +53,9 @@ std::string checkpoint_fault(const std::string& folder, bool weights_only = fals
 int64_t checkpoint_newest(const std::string& run, std::vector<std::string>& notes);
 
 RunState checkpoint_read_state(const std::string& folder);
-// Fills m and v, and the masters if the file has them (arena layout, zeroed by the caller).
-void checkpoint_read_optimizer(const std::string& folder, const Registry& registry, float* m, float* v, float* master);
+// Fills m and v, the masters if the file has them (arena layout, zeroed by the caller), and fp8 if the run had --fp8.
+void checkpoint_read_optimizer(const std::string& folder, const Registry& registry, float* m, float* v, float* master,
+                               Fp8State& fp8);
 
 // Deletes all but the newest `keep` checkpoints (0: keeps all), and what interrupted writes have left.
 void checkpoint_prune(const std::string& run, int64_t keep);

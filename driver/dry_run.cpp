@@ -24,12 +24,12 @@ void print_dry_run(const TrainOptions& o, const ModelConfig& config, const RunSi
 
     const size_t sampling = o.sample_every > 0 ? decoder_bytes(config, 1, T) : 0;
     auto memory = [&](Recompute recompute) {
-        std::vector<MemorySegment> segments = model_memory(config, B, T, Use::training, recompute);
+        std::vector<MemorySegment> segments = model_memory(config, B, T, Use::training, recompute, o.fp8);
         if (sampling > 0) segments.push_back({"samples, at most", sampling});
         return segments;
     };
     const std::vector<MemorySegment> segments = memory(options_recompute(o));
-    printf("memory of one rank at batch %d, --recompute %s\n", B, o.recompute.c_str());
+    printf("memory of one rank at batch %d, --recompute %s%s\n", B, o.recompute.c_str(), o.fp8 ? " --fp8" : "");
     for (const MemorySegment& segment : segments)
         printf("    %-20s%s\n", segment.name.c_str(), bytes_text(segment.bytes).c_str());
     printf("    %-20s%s\n", "total", bytes_text(total_bytes(segments)).c_str());
@@ -47,7 +47,8 @@ void print_dry_run(const TrainOptions& o, const ModelConfig& config, const RunSi
     }
     const bool known = o.memory || machine.found;
     auto largest = [&](Recompute recompute) {
-        return largest_batch(config, T, Use::training, free_bytes - std::min(sampling, free_bytes), recompute);
+        return largest_batch(config, T, Use::training, free_bytes - std::min(sampling, free_bytes), recompute,
+                             o.fp8);
     };
     if (known)
         printf("%-24s%d sequences of %d tokens (%s %s)\n", "largest batch", largest(options_recompute(o)), T,

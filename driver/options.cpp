@@ -104,6 +104,8 @@ void add_data_options(CLI::App& app, TrainOptions& o) {
                    "what the backward pass computes again instead of keeping it: " + list_of(recompute_names()) +
                        "; less memory, the same gradients")
         ->group(group);
+    app.add_flag("--fp8", o.fp8, "layers multiply in 8 bits while training (compute capability 8.9 or later)")
+        ->group(group);
     app.add_flag("--shuffle,!--no-shuffle", o.shuffle, "permute the sequences; --no-shuffle reads the shards in order")
         ->group(group)
         ->default_str("true");
@@ -448,6 +450,7 @@ std::vector<std::pair<std::string, std::string>> option_values(const TrainOption
             {"seq", std::to_string(o.seq.value_or(0))},
             {"total-batch", std::to_string(o.total_batch.value_or(0))},
             {"recompute", o.recompute},
+            {"fp8", o.fp8 ? "true" : "false"},
             {"shuffle", o.shuffle ? "true" : "false"},
             {"steps", std::to_string(o.steps)},
             {"seed", std::to_string(o.seed)},

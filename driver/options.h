@@ -28,6 +28,7 @@ struct TrainOptions {
     std::optional<int> seq;
     std::optional<int64_t> total_batch;
     std::string recompute = "none";
+    bool fp8 = false;
     bool shuffle = true;
 
     // Run

@@ -20,7 +20,7 @@ float* scratch(Model& m) {
 }
 
 Pass make_pass(Model& m, int64_t N) {
-    return {N, m.stream, m.mm, scratch(m)};
+    return {N, m.stream, m.mm, scratch(m), m.fp8.active && m.fp8.calibrated};
 }
 
 }  // namespace
@@ -43,9 +43,17 @@ void set_schedule(Model& m, bool evaluation) {
 
 namespace {
 
+// In 8 bits: what sublayer s+1 reads, unless the seam has written it so.
+void convert_seam(Model& m, const Pass& pass, int s) {
+    if (!m.fp8.active || s == 2 * m.config.layers || (pass.fp8 && m.rule().quantizes(s))) return;
+    const LinearMap map = linear_map(m, s / 2, s % 2 == 0 ? Map::qkv : Map::fc);
+    convert_input(m, map, m.rule().input(s), static_cast<int>(pass.N));
+}
+
 void run_seam(Model& m, const Pass& pass, int s) {
     const traffic::Range range("seam", s);
     m.rule().forward(pass, s);
+    convert_seam(m, pass, s);
     m.input_at = s;
 }
 
@@ -56,10 +64,11 @@ void attention_sublayer(Model& m, int l, int b, int t, const KvCache* cache, boo
     const ModelConfig& c = m.config;
     const LayerOffsets& o = m.layers[static_cast<size_t>(l)];
     LayerValues& a = m.values[static_cast<size_t>(l)];
-    const int N = b * t, C = c.channels, W = m.qkv_width(), KV = m.kv_channels(), HS = c.head_size();
+    const int N = b * t, W = m.qkv_width(), KV = m.kv_channels(), HS = c.head_size();
     const int position = cache ? cache->position : 0;
+    const LinearMap qkv = linear_map(m, l, Map::qkv), proj = linear_map(m, l, Map::attn_proj);
     Rule& rule = m.rule();
-    matmul_forward(m.mm, a.qkv, rule.input(2 * l), m.param(o.qkv.weight), m.param(o.qkv.bias), N, C, W, m.stream);
+    linear_forward(m, qkv, a.qkv, rule.input(2 * l), N);
     if (m.rope)
         rope_forward(a.qkv, m.rope + static_cast<int64_t>(position) * HS, b, t, c.heads, c.kv_heads, HS, m.stream);
     if (m.first_value && l == 0) value_copy(m.first_value, a.qkv, N, W, KV, m.stream);
@@ -73,14 +82,16 @@ void attention_sublayer(Model& m, int l, int b, int t, const KvCache* cache, boo
     else
         attention_forward(a.attn, a.lse, a.qkv, b, t, c.heads, c.kv_heads, HS, m.stream);
     if (!output) return;
-    matmul_forward(m.mm, rule.output(2 * l + 1), a.attn, m.param(o.attn_proj.weight), m.param(o.attn_proj.bias), N, C,
-                   C, m.stream, 0, rule.addend(2 * l + 1));
+    if (m.fp8.active) convert_input(m, proj, a.attn, N);
+    linear_forward(m, proj, rule.output(2 * l + 1), a.attn, N, rule.addend(2 * l + 1));
 }
 
 // Whether the activation alone is computed again; at level block it comes with its layer.
 bool activates_again(const Model& m) {
     return m.recompute == Recompute::gelu || m.recompute == Recompute::norm;
 }
+
+}  // namespace
 
 void activate(Model& m, LayerValues& a, int N) {
     const int Fp = m.config.padded_ffn();
@@ -90,25 +101,28 @@ void activate(Model& m, LayerValues& a, int N) {
         activation_forward(a.act, a.pre, m.config.activation, static_cast<int64_t>(N) * Fp, m.stream);
 }
 
+namespace {
+
 void mlp_sublayer(Model& m, int l, int N, bool output = true) {
     const traffic::Range range("mlp", l);
-    const ModelConfig& c = m.config;
-    const LayerOffsets& o = m.layers[static_cast<size_t>(l)];
+    const Activation act = m.config.activation;
     LayerValues& a = m.values[static_cast<size_t>(l)];
-    const int C = c.channels, Fp = c.padded_ffn(), H = m.hidden_width();
+    const LinearMap fc = linear_map(m, l, Map::fc), proj = linear_map(m, l, Map::mlp_proj);
     Rule& rule = m.rule();
     const floatX* z = rule.input(2 * l + 1);
     // An activation inside the product sees its input before that is rounded, and could not be had again from it.
-    if (c.activation == Activation::swiglu || activates_again(m)) {
-        matmul_forward(m.mm, a.pre, z, m.param(o.fc.weight), m.param(o.fc.bias), N, C, H, m.stream);
+    if (m.fp8.active) {
+        linear_forward(m, fc, a.pre, z, N);
+        if (output) convert_activation(m, l, N);
+    } else if (act == Activation::swiglu || activates_again(m)) {
+        linear_forward(m, fc, a.pre, z, N);
         activate(m, a, N);
     } else {
-        matmul_activation_forward(m.mm, a.act, a.pre, z, m.param(o.fc.weight), m.param(o.fc.bias), c.activation, N, C,
-                                  H, m.stream);
+        matmul_activation_forward(m.mm, a.act, a.pre, z, m.param(fc.weight), m.param(fc.bias), act, N, fc.IC, fc.OC,
+                                  m.stream);
     }
     if (!output) return;
-    matmul_forward(m.mm, rule.output(2 * l + 2), a.act, m.param(o.mlp_proj.weight), m.param(o.mlp_proj.bias), N, Fp, C,
-                   m.stream, 0, rule.addend(2 * l + 2));
+    linear_forward(m, proj, rule.output(2 * l + 2), a.act, N, rule.addend(2 * l + 2));
 }
 
 // All but the schedules.
@@ -117,6 +131,7 @@ void network(Model& m, int b, int t, bool evaluation, const KvCache* cache) {
     const int N = b * t;
     const int64_t position = cache ? cache->position : 0;
     CHECK(position == 0 || t == 1);
+    m.fp8.active = m.fp8.on && !evaluation;
     const Pass pass = make_pass(m, N);
     Rule& rule = m.rule();
     rule.begin(pass);
@@ -156,8 +171,8 @@ void logits_of(Model& m, int64_t first, int rows, float* logits) {
     CUDA_CHECK(cudaStreamSynchronize(m.stream));
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < V; i++)
-            logits[static_cast<int64_t>(r) * V + i] = to_float(host[static_cast<size_t>(r) * static_cast<size_t>(Vp) +
-                                                                    static_cast<size_t>(i)]);
+            logits[static_cast<int64_t>(r) * V + i] =
+                to_float(host[static_cast<size_t>(r) * static_cast<size_t>(Vp) + static_cast<size_t>(i)]);
 }
 
 namespace {
@@ -180,8 +195,8 @@ void head(Model& m, const int* targets, int64_t N, float dloss, bool backward) {
     sum_losses(m.loss_sum, m.losses, N, m.stream);
 }
 
-// Losses and hits of n gathered rows, whose numbers stand in m.rows and targets in m.targets. What the head reads of them
-// is put where attention's output was, which nobody needs any more.
+// Losses and hits of n gathered rows, whose numbers stand in m.rows and targets in m.targets. What the head reads of
+// them is put where attention's output was, which nobody needs any more.
 void head_of_rows(Model& m, int64_t n) {
     const int C = m.config.channels, V = m.config.vocab, Vp = m.config.padded_vocab();
     floatX* z = m.values[0].attn;
@@ -198,6 +213,7 @@ void head_of_rows(Model& m, int64_t n) {
 void input_again(Model& m, const Pass& pass, int s) {
     if (m.recompute < Recompute::norm || m.input_at == s) return;
     m.rule().input_again(pass, s);
+    convert_seam(m, pass, s);
     m.input_at = s;
 }
 
@@ -215,45 +231,35 @@ void layer_again(Model& m, const Pass& pass, int l, int b, int t) {
     if (rule.seam_again(s + 1)) run_seam(m, pass, s + 1);
 }
 
-// A linear map's backward: weight and bias gradients, times *scale, from dout (N,OC) and its input (N,IC). An update's
-// first micro-batch stores them, which saves reading what is zero.
-void linear_backward(Model& m, const LinearOffsets& o, const floatX* dout, const floatX* inp, int N, int IC, int OC,
-                     const float* scale = nullptr) {
-    const bool accumulate = m.accumulated > 0;
-    if (o.bias >= 0)
-        matmul_backward_weight_bias(m.mm, m.grad(o.weight), m.grad(o.bias), dout, inp, scratch(m), N, IC, OC,
-                                    accumulate, m.stream, scale);
-    else
-        matmul_backward_weight(m.mm, m.grad(o.weight), dout, inp, N, IC, OC, accumulate, m.stream, scale);
-}
-
 void mlp_backward(Model& m, const Pass& pass, int l) {
     const traffic::Range range("mlp backward", l);
-    const ModelConfig& c = m.config;
-    const LayerOffsets& o = m.layers[static_cast<size_t>(l)];
+    const Activation act = m.config.activation;
     LayerValues& a = m.values[static_cast<size_t>(l)];
-    const int s = 2 * l + 2, N = static_cast<int>(pass.N), C = c.channels, Fp = c.padded_ffn(), H = m.hidden_width();
+    const int s = 2 * l + 2, N = static_cast<int>(pass.N);
+    LinearMap fc = linear_map(m, l, Map::fc);
+    const LinearMap proj = linear_map(m, l, Map::mlp_proj);
+    const int C = proj.OC, Fp = proj.IC;
     Rule& rule = m.rule();
-    const floatX* du = rule.d_output(s);
+    const floatX *du = rule.d_output(s), *weight = m.param(proj.weight);
     const float* scale = rule.branch_scale(s);
-    LinearOffsets fc = o.fc;
-    if (activates_again(m)) activate(m, a, N);
-    linear_backward(m, o.mlp_proj, du, a.act, N, Fp, C, rule.raw_last_map(s) ? nullptr : scale);
-    if (c.activation == Activation::swiglu) {
-        matmul_backward_input(m.mm, m.dact, du, m.param(o.mlp_proj.weight), N, Fp, C, false, m.stream, scale);
-        swiglu_backward(m.dwide, m.dact, a.pre, N, Fp, m.stream);
-    } else if (fc.bias >= 0 &&
-               matmul_activation_backward_bias(m.mm, m.dwide, m.grad(fc.bias), du, m.param(o.mlp_proj.weight), a.pre,
-                                               c.activation, scratch(m), N, Fp, C, m.accumulated > 0, m.stream,
-                                               scale)) {
-        fc.bias = -1;  // its gradient is there
+    if (m.fp8.active) {
+        mlp_backward_to_fc(m, l, du, N, scale, rule.raw_last_map(s));
     } else {
-        matmul_activation_backward_input(m.mm, m.dwide, du, m.param(o.mlp_proj.weight), a.pre, c.activation, N, Fp, C,
-                                         m.stream, scale);
+        if (activates_again(m)) activate(m, a, N);
+        linear_backward(m, proj, nullptr, du, a.act, N, scale, rule.raw_last_map(s));
+        if (act == Activation::swiglu) {
+            matmul_backward_input(m.mm, m.dact, du, weight, N, Fp, C, false, m.stream, scale);
+            swiglu_backward(m.dwide, m.dact, a.pre, N, Fp, m.stream);
+        } else if (fc.bias >= 0 &&
+                   matmul_activation_backward_bias(m.mm, m.dwide, m.grad(fc.bias), du, weight, a.pre, act, scratch(m),
+                                                   N, Fp, C, m.accumulated > 0, m.stream, scale)) {
+            fc.bias = -1;  // its gradient is there
+        } else {
+            matmul_activation_backward_input(m.mm, m.dwide, du, weight, a.pre, act, N, Fp, C, m.stream, scale);
+        }
     }
     input_again(m, pass, s - 1);
-    linear_backward(m, fc, m.dwide, rule.input(s - 1), N, C, H);
-    matmul_backward_input(m.mm, rule.d_input(), m.dwide, m.param(o.fc.weight), N, C, H, false, m.stream);
+    linear_backward(m, fc, rule.d_input(), m.fp8.active ? nullptr : m.dwide, rule.input(s - 1), N);
 }
 
 void attention_sublayer_backward(Model& m, const Pass& pass, int l, int b, int t) {
@@ -261,13 +267,11 @@ void attention_sublayer_backward(Model& m, const Pass& pass, int l, int b, int t
     const ModelConfig& c = m.config;
     const LayerOffsets& o = m.layers[static_cast<size_t>(l)];
     LayerValues& a = m.values[static_cast<size_t>(l)];
-    const int s = 2 * l + 1, N = b * t, C = c.channels, W = m.qkv_width(), KV = m.kv_channels();
+    const int s = 2 * l + 1, N = b * t, W = m.qkv_width(), KV = m.kv_channels();
     Rule& rule = m.rule();
-    const floatX* du = rule.d_output(s);
-    const float* scale = rule.branch_scale(s);
     floatX* dattn = rule.d_input();  // free until this sublayer's own input gradient goes there
-    linear_backward(m, o.attn_proj, du, a.attn, N, C, C, rule.raw_last_map(s) ? nullptr : scale);
-    matmul_backward_input(m.mm, dattn, du, m.param(o.attn_proj.weight), N, C, C, false, m.stream, scale);
+    linear_backward(m, linear_map(m, l, Map::attn_proj), dattn, rule.d_output(s), a.attn, N, rule.branch_scale(s),
+                    rule.raw_last_map(s));
     attention_backward(m.dwide, m.scratch, dattn, a.qkv, a.attn, a.lse, b, t, c.heads, c.kv_heads, c.head_size(),
                        m.stream);
     if (m.first_value && l > 0)
@@ -276,8 +280,7 @@ void attention_sublayer_backward(Model& m, const Pass& pass, int l, int b, int t
     if (m.first_value && l == 0 && c.layers > 1) value_first_backward(m.dwide, m.dfirst_value, N, W, KV, m.stream);
     if (m.rope) rope_backward(m.dwide, m.rope, b, t, c.heads, c.kv_heads, c.head_size(), m.stream);
     input_again(m, pass, s - 1);
-    linear_backward(m, o.qkv, m.dwide, rule.input(s - 1), N, C, W);
-    matmul_backward_input(m.mm, rule.d_input(), m.dwide, m.param(o.qkv.weight), N, C, W, false, m.stream);
+    linear_backward(m, linear_map(m, l, Map::qkv), rule.d_input(), m.dwide, rule.input(s - 1), N);
 }
 
 void seam_backward(Rule& rule, const Pass& pass, int s) {

@@ -40,6 +40,9 @@ size_t scratch_bytes(const Model& model) {
     const ModelConfig& c = model.config;
     size_t bytes = attention_scratch_bytes(model.B, model.T, c.heads, c.kv_heads, c.head_size());
     bytes = std::max(bytes, bias_scratch_bytes(std::max(model.qkv_width(), model.hidden_width())));
+    if (model.fp8.on)
+        bytes = std::max(bytes,
+                         fp8_bias_scratch_bytes(model.B * model.T, std::max(model.qkv_width(), model.hidden_width())));
     bytes = std::max(bytes, model.rule().scratch_bytes());
     bytes = std::max(bytes, std::max(value_scratch_bytes(), moments_scratch_bytes()));
     return std::max(bytes, gradient_norm_scratch_bytes(optimizer_chunks(model)));
@@ -74,6 +77,40 @@ void want_layers(Plan& plan, const std::string& segment, int64_t count, std::vec
     });
 }
 
+// What the layers' products in 8 bits need: weights both ways, the inputs of qkv and fc, which the backward pass
+// transposes, and what is alive at a time of everything else.
+void plan_fp8(Plan& plan, Model& model) {
+    Fp8Maps& fp8 = model.fp8;
+    const int64_t N = static_cast<int64_t>(model.B) * model.T, C = model.config.channels,
+                  Fp = model.config.padded_ffn();
+    const int64_t W = model.qkv_width(), H = model.hidden_width(), wide = N * std::max(W, H);
+    const size_t layers = static_cast<size_t>(model.config.layers), n = MAPS * layers;
+    const bool again = model.recompute >= Recompute::norm;
+    const std::string name = "8-bit products";
+    for (std::vector<e4m3*>* list : {&fp8.input, &fp8.weight, &fp8.weight_t}) list->assign(n, nullptr);
+    plan.request(name, fp8_scales_bytes(static_cast<int>(3 * n)), [&fp8, n](void* p) {
+        fp8.scales_memory = p;
+        fp8.scales = fp8_scales_in(p, static_cast<int>(3 * n));
+    });
+    const int64_t inner[] = {C, C, C, Fp}, outer[] = {W, C, H, C};
+    for (size_t i = 0; i < n; i++)
+        for (std::vector<e4m3*>* list : {&fp8.weight, &fp8.weight_t})
+            plan.want(name, inner[i % MAPS] * outer[i % MAPS], (*list)[i]);
+    for (size_t which = 0; which < MAPS; which++) {
+        const bool kept = !again && (which == static_cast<size_t>(Map::qkv) || which == static_cast<size_t>(Map::fc));
+        for (size_t l = 0; kept && l < layers; l++) plan.want(name, N * inner[which], fp8.input[MAPS * l + which]);
+        if (kept) continue;
+        plan.request(name, static_cast<size_t>(N * inner[which]), [&fp8, n, which](void* p) {
+            for (size_t i = which; i < n; i += MAPS) fp8.input[i] = static_cast<e4m3*>(p);
+        });
+    }
+    plan.want(name, N * std::max(C, Fp), fp8.input_t);
+    plan.want(name, N * C, fp8.dout);
+    plan.want(name, N * C, fp8.dout_t);
+    plan.want(name, wide, fp8.dwide);
+    plan.want(name, wide, fp8.dwide_t);
+}
+
 std::vector<Segment> plan(Model& model) {
     const ModelConfig& c = model.config;
     const bool training = model.use == Use::training;
@@ -97,7 +134,7 @@ std::vector<Segment> plan(Model& model) {
     model.rule().plan(plan);
     model.values.assign(static_cast<size_t>(c.layers), {});
     const bool block = model.recompute == Recompute::block, share = block || !training,
-               share_act = !training || model.recompute >= Recompute::gelu;
+               share_act = !training || model.recompute >= Recompute::gelu || model.fp8.on;
     // SwiGLU's gradients take the place of what they are computed from, where that is not another layer's.
     const bool dwide_is_pre = swiglu && block, dact_is_act = swiglu && training && share_act;
     const int64_t wide = N * std::max(W, H);
@@ -106,8 +143,7 @@ std::vector<Segment> plan(Model& model) {
     want_layers(plan, "attention", N * c.heads, model.values, &LayerValues::lse, share);
     want_layers(plan, "MLP", dwide_is_pre ? wide : N * H, model.values, &LayerValues::pre, share);
     want_layers(plan, "MLP", N * Fp, model.values, &LayerValues::act, share_act);
-    if (value && training)
-        want_layers(plan, "value residual", N * KV, model.values, &LayerValues::value, share, 1);
+    if (value && training) want_layers(plan, "value residual", N * KV, model.values, &LayerValues::value, share, 1);
     if (value) plan.want("value residual", N * KV, model.first_value);
     if (value && training) plan.want("value residual", N * KV, model.dfirst_value);
     if (c.arch == Arch::llama)
@@ -124,6 +160,7 @@ std::vector<Segment> plan(Model& model) {
         plan.want("scratch", static_cast<int64_t>(model.registry.tensors.size()), model.adamw_tensors);
         plan.want("scratch", optimizer_chunks(model), model.adamw_chunk_list);
     }
+    if (model.fp8.on) plan_fp8(plan, model);
     const size_t groups = training ? token_groups_capacity(static_cast<size_t>(N)) : 0;
     plan.want("tokens", 2 * N + static_cast<int64_t>(groups), model.tokens);
     plan.want("tokens", N, model.rows);
@@ -131,8 +168,8 @@ std::vector<Segment> plan(Model& model) {
     return std::move(plan.segments);
 }
 
-Model blueprint(const ModelConfig& config, int B, int T, Use use, Recompute recompute) {
-    CHECK(use == Use::training || recompute == Recompute::none);
+Model blueprint(const ModelConfig& config, int B, int T, Use use, Recompute recompute, bool fp8) {
+    CHECK(use == Use::training || (recompute == Recompute::none && !fp8));
     Model model;
     model.config = config;
     model.registry = build_registry(config);
@@ -140,7 +177,8 @@ Model blueprint(const ModelConfig& config, int B, int T, Use use, Recompute reco
     model.B = B;
     model.T = T;
     model.recompute = recompute;
-    model.residual = config_residual(config, static_cast<int64_t>(B) * T, use == Use::training, recompute);
+    model.fp8.on = fp8;
+    model.residual = config_residual(config, static_cast<int64_t>(B) * T, use == Use::training, recompute, fp8);
     model.time = config.residual_step;
     return model;
 }
@@ -206,6 +244,12 @@ void bind_tensors(Model& model) {
         if (last.bias >= 0) map.bias_count = model.registry.find(names.last_bias).count;
         if (training) map.dweight = model.grad(last.weight), map.dbias = model.grad(last.bias);
     }
+    rule.inputs8.resize(static_cast<size_t>(shape.last()) + 1);
+    for (int s = 0; model.fp8.on && s < shape.last(); s++) {
+        const LinearMap map = linear_map(model, s / 2, s % 2 == 0 ? Map::qkv : Map::fc);
+        rule.inputs8[static_cast<size_t>(s)] = {model.fp8.input[static_cast<size_t>(map.number)],
+                                                model.fp8.scales[map.number]};
+    }
     for (const RuleParameter& p : rule.parameters) {
         const Tensor& t = model.registry.find(parameter_name(c, p));
         RuleTensor bound;
@@ -224,8 +268,9 @@ int64_t logits_rows(const ModelConfig& config, int64_t N) {
     return std::min(N, round_up(ceil_div(N, chunks), 128));
 }
 
-std::vector<MemorySegment> model_memory(const ModelConfig& config, int B, int T, Use use, Recompute recompute) {
-    Model model = blueprint(config, B, T, use, recompute);
+std::vector<MemorySegment> model_memory(const ModelConfig& config, int B, int T, Use use, Recompute recompute,
+                                        bool fp8) {
+    Model model = blueprint(config, B, T, use, recompute, fp8);
     std::vector<MemorySegment> out;
     for (const Segment& segment : plan(model)) out.push_back({segment.name, segment.bytes()});
     out.push_back({"GEMM workspace", matmul_workspace});
@@ -238,8 +283,8 @@ size_t total_bytes(const std::vector<MemorySegment>& segments) {
     return sum;
 }
 
-int largest_batch(const ModelConfig& config, int T, Use use, size_t free_bytes, Recompute recompute) {
-    auto fits = [&](int B) { return total_bytes(model_memory(config, B, T, use, recompute)) <= free_bytes; };
+int largest_batch(const ModelConfig& config, int T, Use use, size_t free_bytes, Recompute recompute, bool fp8) {
+    auto fits = [&](int B) { return total_bytes(model_memory(config, B, T, use, recompute, fp8)) <= free_bytes; };
     if (!fits(1)) return 0;
     int low = 1, high = 2;
     // N = B*T must stay an int.
@@ -259,33 +304,46 @@ static std::string gib(size_t bytes) {
 
 // What to do about a micro-batch of B that does not fit: the largest that does, and the largest at the first further
 // level of recomputation where B fits, or at the last.
-static std::string memory_advice(const ModelConfig& config, int B, int T, Use use, Recompute recompute,
+static std::string memory_advice(const ModelConfig& config, int B, int T, Use use, Recompute recompute, bool fp8,
                                  size_t free_bytes) {
-    const int best = largest_batch(config, T, use, free_bytes, recompute);
+    const int best = largest_batch(config, T, use, free_bytes, recompute, fp8);
     int more = best;
     Recompute level = recompute;
     while (use == Use::training && more < B && level < Recompute::block) {
         level = static_cast<Recompute>(static_cast<int>(level) + 1);
-        more = largest_batch(config, T, use, free_bytes, level);
+        more = largest_batch(config, T, use, free_bytes, level, fp8);
     }
     if (more == 0) return "not even a batch of 1 fits: use a smaller model or shorter sequences";
     const std::string with = "with --recompute " + recompute_names()[static_cast<size_t>(level)];
     if (best == 0) return format("%s the largest batch that fits is %d", with.c_str(), more);
-    return format("the largest batch that fits is %d", best) + (more > best ? format(", %s %d", with.c_str(), more) : "");
+    return format("the largest batch that fits is %d", best) +
+           (more > best ? format(", %s %d", with.c_str(), more) : "");
 }
 
-ModelPtr model_create(const ModelConfig& config, int B, int T, Use use, Recompute recompute) {
+// Products in 8 bits go by blocks of 16.
+static void check_fp8(const ModelConfig& c, int B, int T) {
+    const int kv = c.kv_heads * c.head_size();
+    if (c.channels % 16 != 0 || kv % 16 != 0)
+        throw user_error("--fp8 needs channels in multiples of 16; this model has %d, and %d of them in its keys",
+                         c.channels, kv);
+    if (static_cast<int64_t>(B) * T % 16 != 0)
+        throw user_error("--fp8 needs batch x seq to be a multiple of 16; %d x %d = %lld is none", B, T,
+                         static_cast<long long>(B) * T);
+}
+
+ModelPtr model_create(const ModelConfig& config, int B, int T, Use use, Recompute recompute, bool fp8) {
     check_config(config);
+    if (fp8) check_fp8(config, B, T);
     if (T > config.context) throw user_error("sequences of %d tokens: the model's context is %d", T, config.context);
     // The message of a batch that does not fit comes before anything is allocated.
     size_t free_bytes = 0, all_bytes = 0;
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &all_bytes));
-    const size_t need = total_bytes(model_memory(config, B, T, use, recompute));
+    const size_t need = total_bytes(model_memory(config, B, T, use, recompute, fp8));
     if (need > free_bytes)
         throw user_error("a batch of %d x %d tokens needs %s of memory and %s are free: %s", B, T, gib(need).c_str(),
-                         gib(free_bytes).c_str(), memory_advice(config, B, T, use, recompute, free_bytes).c_str());
+                         gib(free_bytes).c_str(), memory_advice(config, B, T, use, recompute, fp8, free_bytes).c_str());
 
-    ModelPtr owner(new Model(blueprint(config, B, T, use, recompute)));
+    ModelPtr owner(new Model(blueprint(config, B, T, use, recompute, fp8)));
     Model& model = *owner;
     for (const Segment& segment : plan(model)) {
         char* memory = nullptr;
@@ -307,6 +365,10 @@ ModelPtr model_create(const ModelConfig& config, int B, int T, Use use, Recomput
 
     CUDA_CHECK(cudaStreamCreate(&model.stream));
     model.mm = matmul_create();
+    if (fp8 && !matmul_fp8_supported(model.mm))
+        throw user_error(
+            "--fp8: this card, or its cuBLASLt, has no 8-bit products (compute capability 8.9 or later); "
+            "train without it");
     const size_t arena = static_cast<size_t>(model.registry.arena);
     CUDA_CHECK(cudaMemsetAsync(model.params, 0, arena * sizeof(floatX), model.stream));
     CUDA_CHECK(cudaMemsetAsync(model.loss_sum, 0, sizeof(double), model.stream));

@@ -8,6 +8,7 @@
 #include "kernels/common.cuh"
 #include "kernels/matmul_choice.h"
 #include "model/config.h"
+#include "model/fp8_state.h"
 #include "model/registry.h"
 #include "parallel/comm.h"
 
@@ -19,10 +20,11 @@ struct MemorySegment {
 };
 // Every device allocation model_create would make, by segment, without making it.
 std::vector<MemorySegment> model_memory(const ModelConfig& config, int B, int T, Use use,
-                                        Recompute recompute = Recompute::none);
+                                        Recompute recompute = Recompute::none, bool fp8 = false);
 size_t total_bytes(const std::vector<MemorySegment>& segments);
 // The largest batch of length T whose segments fit into `free_bytes`; 0: not even one.
-int largest_batch(const ModelConfig& config, int T, Use use, size_t free_bytes, Recompute recompute = Recompute::none);
+int largest_batch(const ModelConfig& config, int T, Use use, size_t free_bytes, Recompute recompute = Recompute::none,
+                  bool fp8 = false);
 // Of N tokens in a micro-batch, how many have logits at a time.
 int64_t logits_rows(const ModelConfig& config, int64_t N);
 
@@ -50,7 +52,9 @@ using ModelPtr = std::unique_ptr<Model, ModelDeleter>;
 // Allocates everything for micro-batches of up to B sequences of up to T tokens. UserError when it cannot fit into the
 // free memory, predicted before anything is allocated.
 // recompute (training only) trades memory for time; gradients stay the same (residual/recompute.h).
-ModelPtr model_create(const ModelConfig& config, int B, int T, Use use, Recompute recompute = Recompute::none);
+// fp8 (training only): layers multiply in 8 bits (model/linear.h). UserError where card, batch or model do not allow it.
+ModelPtr model_create(const ModelConfig& config, int B, int T, Use use, Recompute recompute = Recompute::none,
+                      bool fp8 = false);
 const ModelConfig& model_config(const Model& model);
 const Registry& model_registry(const Model& model);
 cudaStream_t model_stream(const Model& model);
@@ -72,6 +76,9 @@ void model_write_master(Model& model, const float* host, uint64_t seed, uint64_t
 void model_read_moments(Model& model, float* m, float* v);
 void model_write_moments(Model& model, const float* m, const float* v);
 void model_read_grads(Model& model, float* host);
+// The scales of a model with fp8.
+Fp8State model_read_fp8(Model& model);
+void model_write_fp8(Model& model, const Fp8State& state);  // behind model_write_master
 
 // Per layer, the variance of the stream behind it in the last micro-batch since model_watch(model, true).
 void model_watch(Model& model, bool on);

@@ -4,6 +4,7 @@
 
 #include "kernels/embedding.cuh"
 #include "kernels/matmul.cuh"
+#include "model/linear.h"
 #include "model/model.h"
 #include "optimizer/adamw.cuh"
 
@@ -42,6 +43,7 @@ struct StepKey {
     float loss_scale;
     bool watching;
     bool accumulates;  // not the first micro-batch of its update, whose products store their gradients
+    bool calibrates;   // the first micro-batch in 8 bits
     bool operator==(const StepKey&) const = default;
 };
 // Training passes by kind: seen once, or recorded.
@@ -94,6 +96,7 @@ struct Model {
     std::vector<bool> stored;  // by tensor: an update's first micro-batch stores its gradient, whatever was there
     int64_t wte = -1, wpe = -1, head = -1;
 
+    Fp8Maps fp8;
     Residual residual;                          // everything between sublayers: streams, norms, the rule's own state
     int64_t time = 0;                           // completed updates, for schedules
     int64_t passes = 0, passes_per_update = 1;  // training passes of this rank
@@ -153,6 +156,8 @@ struct Model {
 
 // What the schedules give for the coming pass: counts it, and queues what has changed.
 void set_schedule(Model& m, bool evaluation);
+// a.act from a.pre, of N tokens.
+void activate(Model& m, LayerValues& a, int N);
 // Forward and backward of the batch at m.tokens, without set_schedule.
 void training_pass(Model& m, const StepKey& key);
 // The copy of what the update that was queued just now has found; the sum of losses begins anew.

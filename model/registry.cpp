@@ -87,7 +87,7 @@ std::string parameter_name(const ModelConfig& c, const RuleParameter& p) {
     return "";
 }
 
-Residual config_residual(const ModelConfig& c, int64_t N, bool training, Recompute recompute) {
+Residual config_residual(const ModelConfig& c, int64_t N, bool training, Recompute recompute, bool fp8) {
     RuleShape shape;
     shape.L = c.layers;
     shape.C = c.channels;
@@ -96,6 +96,7 @@ Residual config_residual(const ModelConfig& c, int64_t N, bool training, Recompu
     shape.N = N;
     shape.training = training;
     shape.recompute = recompute;
+    shape.fp8 = fp8;
     return make_residual(c.residual, c.norm_scheme, c.residual_options, shape);
 }
 

@@ -62,7 +62,8 @@ struct Registry {
 Registry build_registry(const ModelConfig& config);
 
 // The config's residual rule and norm scheme, for micro-batches of N tokens. UserError when they are not defined.
-Residual config_residual(const ModelConfig& config, int64_t N, bool training, Recompute recompute = Recompute::none);
+Residual config_residual(const ModelConfig& config, int64_t N, bool training, Recompute recompute = Recompute::none,
+                         bool fp8 = false);
 
 // Names in checkpoints of what surrounds sublayer k (from one), and of a rule's parameter.
 struct SublayerNames {

@@ -24,6 +24,7 @@ void model_rehearse(Model& model) {
         token = static_cast<int>((state >> 8) % static_cast<uint32_t>(model.config.vocab));
     }
     const int64_t passes = model.passes;
+    const Fp8State fp8 = model_read_fp8(model);
     const bool graphs = model.graphs->on;  // a recorded pass measures nothing
     model.graphs->on = false;
     matmul_tune(model.mm, true);
@@ -35,5 +36,9 @@ void model_rehearse(Model& model) {
     model.accumulated = 0;
     model.alpha_time = -1;
     CUDA_CHECK(cudaMemsetAsync(model.grads, 0, static_cast<size_t>(model.registry.arena) * sizeof(float), model.stream));
+    if (fp8.scale.empty())
+        fp8_begin(model);
+    else
+        model_write_fp8(model, fp8);
     model_take_loss(model);
 }

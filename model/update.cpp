@@ -108,6 +108,7 @@ void model_write_master(Model& model, const float* host, uint64_t seed, uint64_t
         copy(model, model.master, host, arena_bytes(model), cudaMemcpyHostToDevice);
         if constexpr (sizeof(floatX) == 2)
             round_params(model.params, model.master, 0, model.registry.arena, seed, step, model.stream);
+        fp8_begin(model);
         return;
     }
     // bf16 inference keeps no masters: they pass through the memory of one tensor at a time.
@@ -207,6 +208,7 @@ void model_update(Model& model, const UpdateSettings& settings, int64_t step, Co
     adamw_moves(model.adamw_host, true);
     adamw_update(model.params, model.master, model.grads, model.m, model.v, model.adamw_tensors, model.adamw_chunk_list,
                  num_chunks, model.clip, true, settings.seed, static_cast<uint64_t>(step), model.stream);
+    fp8_update(model, comm);
     model.accumulated = 0;
     model.time = model.config.residual_step + step;
     queue_result(model, comm, mark);

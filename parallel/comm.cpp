@@ -107,6 +107,11 @@ void comm_average(Comm* comm, float* buffer, size_t count, cudaStream_t stream) 
     NCCL_CHECK(comm, ncclAllReduce(buffer, buffer, count, ncclFloat32, ncclAvg, comm->nccl, stream));
 }
 
+void comm_largest(Comm* comm, float* buffer, size_t count, cudaStream_t stream) {
+    if (!comm || !comm->nccl || count == 0) return;
+    NCCL_CHECK(comm, ncclAllReduce(buffer, buffer, count, ncclFloat32, ncclMax, comm->nccl, stream));
+}
+
 const double* comm_gather(Comm* comm, const double* own, int count, cudaStream_t stream) {
     if (!comm->nccl) return own;
     const size_t n = static_cast<size_t>(count), all = n * static_cast<size_t>(comm->launch.size);

@@ -18,6 +18,8 @@ int comm_local_rank(const Comm* comm);
 
 // buffer (count) fp32 on the device <- mean over ranks. Stream ordered. Nothing to do with one rank, or without a comm.
 void comm_average(Comm* comm, float* buffer, size_t count, cudaStream_t stream);
+// buffer (count) fp32 on the device <- the largest of all ranks, element by element. As comm_average otherwise.
+void comm_largest(Comm* comm, float* buffer, size_t count, cudaStream_t stream);
 // own (count) fp64 on the device of every rank, one behind the other in the order of the ranks: (ranks,count) on the
 // device, until the next call. Stream ordered. With one rank: own itself.
 const double* comm_gather(Comm* comm, const double* own, int count, cudaStream_t stream);

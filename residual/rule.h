@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "kernels/common.cuh"
+#include "kernels/fp8.cuh"
 #include "kernels/matmul.cuh"
 #include "residual/options.h"
 #include "residual/recompute.h"
@@ -77,6 +78,7 @@ struct RuleShape {
     Scheme scheme;
     bool prores = false;  // a schedule multiplies every branch
     Recompute recompute = Recompute::none;
+    bool fp8 = false;  // the layers' own products read their inputs in 8 bits
     int last() const { return 2 * L; }
     const SublayerNorms& norms(int k) const { return scheme.sublayers[static_cast<size_t>(k - 1)]; }
     bool out(int s) const { return s > 0 && norms(s).out; }
@@ -102,7 +104,14 @@ struct Pass {
     int64_t N;  // tokens of this micro-batch
     cudaStream_t stream;
     Matmul* mm;
-    float* scratch;  // at least scratch_bytes()
+    float* scratch;    // at least scratch_bytes()
+    bool fp8 = false;  // inputs are wanted in 8 bits
+};
+
+// What sublayer s+1 reads, in 8 bits.
+struct Fp8Input {
+    e4m3* data = nullptr;  // (N,C); null: not wanted
+    Fp8Slot slot = {};
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -132,6 +141,7 @@ class Rule {
     std::vector<RuleParameter> parameters;  // declared by the constructor
     std::vector<RuleTensor> tensors;        // the same, set by the model before ready()
     std::vector<LastMap> last_maps;         // (2L+1), by s; set by the model
+    std::vector<Fp8Input> inputs8;          // (2L+1), by s; set by the model
     float output_init_scale = 1.0f;         // of the initial spread of output projections
     double gate_clip = 0.0;                 // joint norm to which the gradients of clipped gates are clipped; 0: off
     // (2L+1), by s; gains set by the model, statistics by plan()
@@ -157,6 +167,9 @@ class Rule {
     // again. Where seam 2l-1 need not, its input is still asked for.
     bool seam_again(int s) const { return drops_inside() && (s % 2 == 1 || end_again(s)); }
     bool output_again(int s) const { return drops_inside() && (seam_again(s) || keeps_u(s)); }
+
+    // Whether forward(pass, s) and input_again(pass, s), in a pass that wants 8 bits, write inputs8[s] instead of input(s).
+    virtual bool quantizes(int) const { return false; }
 
     virtual void begin_backward(const Pass&) {}
     virtual void backward(const Pass& pass, int s) = 0;
@@ -196,7 +209,7 @@ class Rule {
     // Whether a layer's last seam saves more for its backward pass than the state behind it and statistics.
     virtual bool end_again(int s) const { return shape_.post(s); }
     bool drops_inside() const { return shape_.recompute == Recompute::block && can_drop_inside(); }
-    bool keeps_inputs() const { return shape_.training && shape_.recompute < Recompute::norm; }
+    bool keeps_inputs() const { return shape_.training && shape_.recompute < Recompute::norm && !shape_.fp8; }
     // Memory for the state at seams, of which level block keeps what stands between layers; and for what no other layer
     // needs.
     template <class T, class Wanted>

@@ -57,9 +57,10 @@ struct Saved {
     ModelConfig config = small_config();
     Registry registry = build_registry(config);
     std::vector<float> master = random_arena(registry, 1), m = random_arena(registry, 2), v = random_arena(registry, 3);
+    Fp8State fp8 = {{1.0f, 0.5f, 4.0f}, std::vector<float>(48, 3.25f)};
     std::string save(int64_t step, Dtype dtype = Dtype::f32) {
-        return checkpoint_save(temp.path, some_state(step), config, registry, {master.data(), m.data(), v.data()},
-                               dtype, {});
+        return checkpoint_save(temp.path, some_state(step), config, registry,
+                               {master.data(), m.data(), v.data(), fp8}, dtype, {});
     }
 };
 
@@ -118,10 +119,13 @@ TEST_CASE("a checkpoint is read back as it was written", "[checkpoint]") {
             CHECK(master == s.master);
         else
             CHECK(relative_error(to_double(master), to_double(s.master)) < 0x1p-8);  // rounded to 8 bits
-        checkpoint_read_optimizer(folder, s.registry, m.data(), v.data(), master.data());
+        Fp8State fp8;
+        checkpoint_read_optimizer(folder, s.registry, m.data(), v.data(), master.data(), fp8);
         CHECK(master == s.master);  // exact in either case: bf16 keeps the masters beside the moments
         CHECK(m == s.m);
         CHECK(v == s.v);
+        CHECK(fp8.scale == s.fp8.scale);
+        CHECK(fp8.history == s.fp8.history);
 
         std::vector<std::string> notes;
         const ModelConfig config = config_from_json(read_text(folder + "/config.json"), "config.json", notes);

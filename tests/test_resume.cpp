@@ -58,6 +58,7 @@ TEST_CASE("10 updates are 5 + resume + 5, bit for bit", "[resume]") {
         {},
         {"--no-shuffle", "--total-batch", "128", "--save-dtype", "bf16"},
         {"--freeze", "embed", "--freeze", "h.0.*"},
+        {"--fp8", "--total-batch", "128", "--val", d.val(), "--val-every", "4"},
         {"--schedule", "wsd", "--no-tie", "--val", d.val(), "--val-every", "2", "--val-batches", "3"},
         // The second corpus begins its second epoch within the run.
         {"--mix", d.val() + "=0.3", "--hold-out", "0.9", "--val-every", "5", "--total-batch", "320"}};
