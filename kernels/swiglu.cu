@@ -1,5 +1,7 @@
 #include "kernels/swiglu.cuh"
 
+#include "kernels/activation_device.cuh"
+
 namespace {
 
 constexpr int THREADS = 256;
@@ -44,7 +46,7 @@ __global__ void __launch_bounds__(THREADS)
         load_values(up, k, gate_up + at.up, at.inside);
     }
 #pragma unroll
-    for (int i = 0; i < VALUES; i++) gate[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+    for (int i = 0; i < VALUES; i++) gate[i] = Swiglu::act({gate[i], up[i]});
 #pragma unroll
     for (int k = 0; k < PACKS; k++) {
         const Place at = place(k, packs, width);
@@ -65,11 +67,10 @@ __global__ void __launch_bounds__(THREADS)
     }
 #pragma unroll
     for (int i = 0; i < VALUES; i++) {
-        // sigma(g) and 1 - sigma(g) = sigma(-g) from e^-|g|, which can't overflow; neither loses digits to the other.
-        const float g = gate[i], e = expf(-fabsf(g)), r = 1.0f / (1.0f + e), small = e * r;
-        const float s = g < 0.0f ? small : r, rest = g < 0.0f ? r : small;
-        gate[i] = d[i] * up[i] * (s * (1.0f + g * rest));
-        up[i] = d[i] * (g * s);
+        float dpre[2];
+        Swiglu::backward(dpre, d[i], {gate[i], up[i]});
+        gate[i] = dpre[0];
+        up[i] = dpre[1];
     }
 #pragma unroll
     for (int k = 0; k < PACKS; k++) {
