@@ -1,95 +1,88 @@
 #include "kernels/fp8_device.cuh"
+#include "kernels/partials.cuh"
 
 namespace {
 
 constexpr int THREADS = Fp8Tile::THREADS;
-constexpr int PASSES = Fp8Tile::SIZE * Fp8Tile::SIZE / (THREADS * 16);  // chunks of 16 values that a thread does
-constexpr int CHUNKS = Fp8Tile::SIZE / 16;                              // of a row
-
 struct Shared {
     Fp8Tile tile;
     float scratch[32];
 };
-
-// The part of (R,S) that this block does.
-struct Part {
-    int row, col, rows, cols;
-    __device__ __forceinline__ Part(int R, int S)
-        : row(static_cast<int>(blockIdx.y) * Fp8Tile::SIZE),
-          col(static_cast<int>(blockIdx.x) * Fp8Tile::SIZE),
-          rows(min(Fp8Tile::SIZE, R - row)),
-          cols(min(Fp8Tile::SIZE, S - col)) {}
-    // Where the tile's row r, chunk c is, in elements, and whether it is there.
-    __device__ __forceinline__ int64_t at(int r, int c, int S) const {
-        return static_cast<int64_t>(row + r) * S + col + c * 16;
-    }
-    __device__ __forceinline__ bool has(int r, int c) const { return r < rows && c * 16 < cols; }
-    template <class F>
-    __device__ __forceinline__ F* transposed(F* out_t, int R) const {
-        return out_t + static_cast<int64_t>(col) * R + row;
-    }
+struct QuantizeShared : Shared {
+    Fp8ColumnSums sums;
 };
 
+// partial (gridDim.y, S), null: no sums of columns.
 template <class F>
-__global__ void __launch_bounds__(THREADS, sizeof(floatX) == 2 ? 3 : 2)
-    quantize_kernel(F* out, F* out_t, const floatX* inp, Fp8Slot slot, int R, int S) {
-    constexpr int PACKS = 16 / PackX::size;
-    Shared& shared = shared_as<Shared>();
-    const Part part(R, S);
-    const int thread = static_cast<int>(threadIdx.x), chunk = thread % CHUNKS;
+__global__ void __launch_bounds__(THREADS, sizeof(floatX) == 2 ? 4 : 2)
+    quantize_kernel(F* out, F* out_t, float* partial, const float* factor, const floatX* inp, Fp8Slot slot, int R,
+                    int S) {
+    wait_for_previous();
+    launch_next_early();
+    using Place = Fp8Place<8>;
+    QuantizeShared& shared = shared_as<QuantizeShared>();
+    const Place place(R, S);
     Fp8Writer<F> writer(slot);
-    PackX values[PASSES][PACKS];  // all loads before the first store
+    inp += place.start(S);
+    if (out) out += place.start(S);
+    Fp8Values values[Place::PASSES];  // all loads before the first store
 #pragma unroll
-    for (int p = 0; p < PASSES; p++) {
-        const int row = p * (THREADS / CHUNKS) + thread / CHUNKS;
+    for (int p = 0; p < Place::PASSES; p++) values[p].load(inp + place.step(p, S), place.has(p));
+    float sums[8] = {};
 #pragma unroll
-        for (int k = 0; k < PACKS; k++) {
-            values[p][k] = {};
-            if (part.has(row, chunk)) values[p][k] = load_pack(inp + part.at(row, chunk, S) + k * PackX::size);
+    for (int p = 0; p < Place::PASSES; p++) {
+        float x[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            x[i] = values[p][i];
+            sums[i] += x[i];
         }
+        const Fp8Pack<8> pack = writer.convert(x);
+        if (out && place.has(p)) store_fp8(out + place.step(p, S), pack);
+        if (out_t) shared.tile.put(place.tile_row(p), place.x, pack);
     }
-#pragma unroll
-    for (int p = 0; p < PASSES; p++) {
-        const int row = p * (THREADS / CHUNKS) + thread / CHUNKS;
-        float x[16];
-#pragma unroll
-        for (int i = 0; i < 16; i++) x[i] = to_float(values[p][i / PackX::size][i % PackX::size]);
-        const Fp8Pack<16> pack = writer.convert(x);
-        if (!part.has(row, chunk)) continue;
-        if (out) store_fp8(out + part.at(row, chunk, S), pack);
-        if (out_t) shared.tile.put(row, chunk, pack);
-    }
-    writer.finish(slot, shared.scratch);  // also the barrier between writing the tile and reading it
-    if (out_t) shared.tile.write_transposed(part.transposed(out_t, R), R, part.rows, part.cols, thread);
+    if (partial) shared.sums.put(place, sums);
+    writer.finish(slot, shared.scratch);  // also the barrier between writing shared memory and reading it
+    const int thread = static_cast<int>(threadIdx.x);
+    if (out_t) shared.tile.write_transposed(out_t + place.transposed(R), R, place.rows, place.cols, thread);
+    if (partial && thread < place.cols)
+        partial[static_cast<int64_t>(blockIdx.y) * S + place.col + thread] =
+            (factor ? *factor : 1.0f) * shared.sums.total(thread);
 }
 
 template <class F>
 __global__ void __launch_bounds__(THREADS) transpose_kernel(F* out_t, const F* inp, int R, int S) {
+    wait_for_previous();
+    using Place = Fp8Place<16>;
     Shared& shared = shared_as<Shared>();
-    const Part part(R, S);
-    const int thread = static_cast<int>(threadIdx.x), chunk = thread % CHUNKS;
+    const Place place(R, S);
+    inp += place.start(S);
+    Fp8Pack<16> packs[Place::PASSES] = {};
 #pragma unroll
-    for (int p = 0; p < PASSES; p++) {
-        const int row = p * (THREADS / CHUNKS) + thread / CHUNKS;
-        if (!part.has(row, chunk)) continue;
-        shared.tile.put(row, chunk, *reinterpret_cast<const Fp8Pack<16>*>(inp + part.at(row, chunk, S)));
-    }
+    for (int p = 0; p < Place::PASSES; p++)
+        if (place.has(p)) packs[p] = *reinterpret_cast<const Fp8Pack<16>*>(inp + place.step(p, S));
+#pragma unroll
+    for (int p = 0; p < Place::PASSES; p++) shared.tile.put(place.tile_row(p), place.x, packs[p]);
     __syncthreads();
-    shared.tile.write_transposed(part.transposed(out_t, R), R, part.rows, part.cols, thread);
+    shared.tile.write_transposed(out_t + place.transposed(R), R, place.rows, place.cols, static_cast<int>(threadIdx.x));
 }
 
 constexpr int AMAX_PACKS = 8;  // in flight per thread
 
 __global__ void __launch_bounds__(THREADS) amax_kernel(unsigned* amax, const floatX* x, int64_t packs) {
+    wait_for_previous();
     float largest = 0.0f;
     const int64_t first = static_cast<int64_t>(blockIdx.x) * (AMAX_PACKS * THREADS) + threadIdx.x;
+    PackX loaded[AMAX_PACKS] = {};
 #pragma unroll
     for (int k = 0; k < AMAX_PACKS; k++) {
         const int64_t p = first + k * THREADS;
-        if (p >= packs) continue;
-        const PackX pack = load_pack(x + p * PackX::size);
+        if (p < packs) loaded[k] = load_pack(x + p * PackX::size);
+    }
 #pragma unroll
-        for (int i = 0; i < PackX::size; i++) largest = fmaxf(largest, fabsf(to_float(pack[i])));
+    for (int k = 0; k < AMAX_PACKS; k++) {
+#pragma unroll
+        for (int i = 0; i < PackX::size; i++) largest = fmaxf(largest, fabsf(to_float(loaded[k][i])));
     }
     largest = block_max(largest, shared_as<Shared>().scratch);
     if (threadIdx.x == 0) atomicMax(amax, __float_as_uint(largest));
@@ -103,6 +96,7 @@ __device__ __forceinline__ float power_of_two_scale(float amax, float largest) {
 }
 
 __global__ void __launch_bounds__(THREADS) update_scales_kernel(Fp8Scales scales, int first, int count, float largest) {
+    wait_for_previous();
     int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= count) return;
     i += first;
@@ -123,11 +117,6 @@ __global__ void __launch_bounds__(THREADS) update_scales_kernel(Fp8Scales scales
     scales.inverse[i] = 1.0f / scale;
 }
 
-dim3 tiles(int R, int S) {
-    CHECK(R > 0 && S > 0 && R % 16 == 0 && S % 16 == 0);
-    return dim3(static_cast<unsigned>(ceil_div(S, Fp8Tile::SIZE)), static_cast<unsigned>(ceil_div(R, Fp8Tile::SIZE)));
-}
-
 }  // namespace
 
 size_t fp8_scales_bytes(int n) {
@@ -141,30 +130,57 @@ Fp8Scales fp8_scales_in(void* memory, int n) {
 
 template <class F>
 void fp8_update_scales(const Fp8Scales& scales, int first, int count, cudaStream_t stream) {
-    launch(update_scales_kernel, dim3(static_cast<unsigned>(ceil_div(count, THREADS))), dim3(THREADS), 0, stream,
-           scales, first, count, Fp8Format<F>::largest);
+    const float* history = scales.history + static_cast<int64_t>(first) * FP8_HISTORY;  // its oldest is only written
+    MOVES("fp8_update_scales", {updates(scales.amax + first, count), reads(history, count * (FP8_HISTORY - 1)),
+                                writes(history, count * FP8_HISTORY), updates(scales.scale + first, count),
+                                writes(scales.inverse + first, count)});
+    launch_early(update_scales_kernel, dim3(static_cast<unsigned>(ceil_div(count, THREADS))), dim3(THREADS), 0, stream,
+                 scales, first, count, Fp8Format<F>::largest);
 }
 
 void fp8_amax(unsigned* amax, const floatX* x, int64_t n, cudaStream_t stream) {
     CHECK(n > 0 && n % PackX::size == 0);
     const int64_t packs = n / PackX::size;
-    launch(amax_kernel, dim3(static_cast<unsigned>(ceil_div(packs, static_cast<int64_t>(AMAX_PACKS * THREADS)))),
-           dim3(THREADS), sizeof(Shared), stream, amax, x, packs);
+    MOVES("fp8_amax", {reads(x, n)});
+    launch_early(amax_kernel, dim3(static_cast<unsigned>(ceil_div(packs, static_cast<int64_t>(AMAX_PACKS * THREADS)))),
+                 dim3(THREADS), sizeof(Shared), stream, amax, x, packs);
 }
 
 template <class F>
 void fp8_quantize(F* out, F* out_t, const floatX* inp, const Fp8Slot& slot, int R, int S, cudaStream_t stream) {
-    launch(quantize_kernel<F>, tiles(R, S), dim3(THREADS), sizeof(Shared), stream, out, out_t, inp, slot, R, S);
+    fp8_quantize_bias<F>(out, out_t, nullptr, inp, slot, nullptr, R, S, false, stream);
+}
+
+size_t fp8_bias_scratch_bytes(int R, int S) {
+    return sizeof(float) * static_cast<size_t>(ceil_div(R, Fp8Tile::SIZE)) * S;
+}
+
+template <class F>
+void fp8_quantize_bias(F* out, F* out_t, float* dbias, const floatX* inp, const Fp8Slot& slot, float* scratch, int R,
+                       int S, bool accumulate, cudaStream_t stream, const float* scale) {
+    const dim3 grid = fp8_tiles(R, S);
+    const int64_t n = static_cast<int64_t>(R) * S;
+    float* partial = dbias ? scratch : nullptr;
+    MOVES("fp8_quantize", {reads(inp, n), writes(out, n), writes(out_t, n), writes(partial, int64_t{grid.y} * S)});
+    launch_early(quantize_kernel<F>, grid, dim3(THREADS), sizeof(QuantizeShared), stream, out, out_t, partial, scale,
+                 inp, slot, R, S);
+    if (dbias) add_partials({{dbias}}, partial, static_cast<int>(grid.y), 1, S, stream, accumulate);
 }
 
 template <class F>
 void fp8_transpose(F* out_t, const F* inp, int R, int S, cudaStream_t stream) {
-    launch(transpose_kernel<F>, tiles(R, S), dim3(THREADS), sizeof(Shared), stream, out_t, inp, R, S);
+    const int64_t n = static_cast<int64_t>(R) * S;
+    MOVES("fp8_transpose", {reads(inp, n), writes(out_t, n)});
+    launch_early(transpose_kernel<F>, fp8_tiles(R, S), dim3(THREADS), sizeof(Shared), stream, out_t, inp, R, S);
 }
 
 template void fp8_update_scales<e4m3>(const Fp8Scales&, int, int, cudaStream_t);
 template void fp8_update_scales<e5m2>(const Fp8Scales&, int, int, cudaStream_t);
 template void fp8_quantize(e4m3*, e4m3*, const floatX*, const Fp8Slot&, int, int, cudaStream_t);
 template void fp8_quantize(e5m2*, e5m2*, const floatX*, const Fp8Slot&, int, int, cudaStream_t);
+template void fp8_quantize_bias(e4m3*, e4m3*, float*, const floatX*, const Fp8Slot&, float*, int, int, bool,
+                                cudaStream_t, const float*);
+template void fp8_quantize_bias(e5m2*, e5m2*, float*, const floatX*, const Fp8Slot&, float*, int, int, bool,
+                                cudaStream_t, const float*);
 template void fp8_transpose(e4m3*, const e4m3*, int, int, cudaStream_t);
 template void fp8_transpose(e5m2*, const e5m2*, int, int, cudaStream_t);

@@ -54,6 +54,13 @@ void fp8_amax(unsigned* amax, const floatX* x, int64_t n, cudaStream_t stream);
 template <class F>
 void fp8_quantize(F* out, F* out_t, const floatX* inp, const Fp8Slot& slot, int R, int S, cudaStream_t stream);
 
+// As fp8_quantize, and dbias (S) = *scale * SUM_r inp (R,S) (accumulate: += ...) where dbias is not null. scale: a
+// float in device memory; null: 1. scratch: fp8_bias_scratch_bytes(R, S).
+template <class F>
+void fp8_quantize_bias(F* out, F* out_t, float* dbias, const floatX* inp, const Fp8Slot& slot, float* scratch, int R,
+                       int S, bool accumulate, cudaStream_t stream, const float* scale = nullptr);
+size_t fp8_bias_scratch_bytes(int R, int S);
+
 // out_t (S,R) = inp (R,S)^T, for a tensor whose producer wrote rows only. R, S and addresses as above.
 template <class F>
 void fp8_transpose(F* out_t, const F* inp, int R, int S, cudaStream_t stream);

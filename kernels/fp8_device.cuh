@@ -1,6 +1,9 @@
 // The device side of kernels/fp8.cuh, for kernels that convert what they produce: Fp8Writer turns a thread's values
-// into packed bytes and keeps their abs-max; Fp8Tile transposes bytes through shared memory.
+// into packed bytes and keeps their abs-max; Fp8Tile transposes bytes through shared memory, Fp8Place says what a
+// thread does of it, and Fp8ColumnSums adds up columns on the way.
 #pragma once
+#include <fold.cuh>
+
 #include "kernels/fp8.cuh"
 
 template <class F>
@@ -67,9 +70,11 @@ struct Fp8Tile {
     static constexpr int SIZE = 128, THREADS = 256;
     unsigned word[SIZE][SIZE / 4];
 
-    // Bytes 16 chunk .. 16 chunk + 15 of a row.
-    __device__ __forceinline__ void put(int row, int chunk, const Fp8Pack<16>& pack) {
-        *reinterpret_cast<Fp8Pack<16>*>(&word[row][(chunk + row / 16) % 8 * 4]) = pack;
+    // Bytes N i .. N i + N-1 of a row.
+    template <int N>
+    __device__ __forceinline__ void put(unsigned row, unsigned i, const Fp8Pack<N>& pack) {
+        const unsigned chunk = i * N / 16, within = i % (16 / N) * (N / 4);
+        *reinterpret_cast<Fp8Pack<N>*>(&word[row][(chunk + row / 16) % 8 * 4 + within]) = pack;
     }
 
     // out_t (cols of the tile, R) = its transpose, the tile's corner at out_t; rows and cols, multiples of 16, say how
@@ -94,5 +99,95 @@ struct Fp8Tile {
         }
 #pragma unroll
         for (int k = 0; k < 4; k++) store_fp8(out_t + (quad * 4 + k) * R + block * 16, column[k]);
+    }
+};
+
+// The part of (R,S) that is this block's tile, and of it this thread's: V neighbours in each of PASSES rows. V = 8 are
+// 16 bytes of bf16; V = 16 are 16 bytes of fp8.
+template <int V>
+struct Fp8Place {
+    static constexpr int ACROSS = Fp8Tile::SIZE / V;               // threads to a row
+    static constexpr int ROWS = Fp8Tile::THREADS / ACROSS;         // of a pass
+    static constexpr int PASSES = Fp8Tile::SIZE / ROWS;
+    int row, col, rows, cols;  // of the tile
+    int y, x;                  // this thread's
+    int left;                  // rows of the tile from y on, none if there is no column x
+
+    __device__ __forceinline__ Fp8Place(int R, int S)
+        : row(static_cast<int>(blockIdx.y) * Fp8Tile::SIZE),
+          col(static_cast<int>(blockIdx.x) * Fp8Tile::SIZE),
+          rows(min(Fp8Tile::SIZE, R - row)),
+          cols(min(Fp8Tile::SIZE, S - col)),
+          y(static_cast<int>(threadIdx.x / ACROSS)),
+          x(static_cast<int>(threadIdx.x % ACROSS)),
+          left(x * V < cols ? rows - y : 0) {}
+    __device__ __forceinline__ int tile_row(int pass) const { return pass * ROWS + y; }
+    // Whether this pass' values are there; from pass PASSES on none are.
+    __device__ __forceinline__ bool has(int pass) const { return pass * ROWS < left; }
+    // Where those of pass 0 are, in elements, in an array whose rows have `stride`; and of a later pass, from there on.
+    __device__ __forceinline__ int64_t start(int64_t stride) const { return (row + y) * stride + col + x * V; }
+    __device__ __forceinline__ int step(int pass, int stride) const { return pass * ROWS * stride; }
+    // The tile's corner in the transposed array, whose rows have R.
+    __device__ __forceinline__ int64_t transposed(int64_t R) const { return col * R + row; }
+};
+// A block for every tile of (R,S).
+inline dim3 fp8_tiles(int R, int S) {
+    CHECK(R > 0 && S > 0 && R % 16 == 0 && S % 16 == 0);
+    return dim3(static_cast<unsigned>(ceil_div(S, Fp8Tile::SIZE)), static_cast<unsigned>(ceil_div(R, Fp8Tile::SIZE)));
+}
+
+// Eight neighbours of floatX, loaded 16 bytes at a time. They wait as words: nvcc would give each bf16 of a load that
+// may not happen a register of its own.
+struct Fp8Values {
+    static constexpr int WORDS = 8 * sizeof(floatX) / 4;
+    unsigned word[WORDS];
+
+    // Zeros where there is nothing.
+    __device__ __forceinline__ void load(const floatX* from, bool there) {
+#pragma unroll
+        for (int k = 0; k < WORDS; k += 4) {
+            Pack<unsigned> pack = {};
+            if (there) pack = load_pack(reinterpret_cast<const unsigned*>(from) + k);
+#pragma unroll
+            for (int i = 0; i < 4; i++) word[k + i] = pack[i];
+        }
+    }
+    __device__ __forceinline__ float operator[](int i) const {
+        if constexpr (sizeof(floatX) == 4)
+            return __uint_as_float(word[i]);
+        else
+            return __uint_as_float(i % 2 ? word[i / 2] & 0xffff0000u : word[i / 2] << 16);
+    }
+};
+
+// What a floatX kernel would store of each value. In pairs: a GPU converts two at the price of a quarter of one.
+template <int N>
+__device__ __forceinline__ void round_to_floatX(float (&x)[N]) {
+    if constexpr (sizeof(floatX) == 2) {
+#pragma unroll
+        for (int i = 0; i < N; i += 2) {
+            const float2 pair = __bfloat1622float2(__floats2bfloat162_rn(x[i], x[i + 1]));
+            x[i] = pair.x;
+            x[i + 1] = pair.y;
+        }
+    }
+}
+
+// Sums of a tile's columns, in shared memory: every thread puts the sums over its own rows; after a barrier, thread i
+// adds up column i's.
+struct Fp8ColumnSums {
+    using Place = Fp8Place<8>;
+    float sum[Place::ROWS][Fp8Tile::SIZE];
+
+    __device__ __forceinline__ void put(const Place& place, const float (&v)[8]) {
+#pragma unroll
+        for (int k = 0; k < 8; k += 4)
+            store_pack(&sum[place.y][place.x * 8 + k], Pack<float>{{v[k], v[k + 1], v[k + 2], v[k + 3]}});
+    }
+    __device__ __forceinline__ float total(int column) const {
+        float v[Place::ROWS];
+#pragma unroll
+        for (int y = 0; y < Place::ROWS; y++) v[y] = sum[y][column];
+        return fold_sum(v);
     }
 };

@@ -1,43 +1,14 @@
 // 8-bit floats: the conversions against PyTorch's (dev/oracle/fp8_vectors.py), and the kernels of kernels/fp8.cuh
 // against those conversions, byte for byte.
-#include "kernels/fp8.cuh"
+#include "test_fp8.h"
 
-#include <cstring>
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "test.h"
-
 namespace {
 
 using nlohmann::json;
-
-float float_of(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-uint32_t bits_of(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-template <class F>
-struct Format;
-template <>
-struct Format<e4m3> {
-    static constexpr const char* name = "e4m3";
-    static constexpr __nv_fp8_interpretation_t kind = __NV_E4M3;
-    static constexpr float largest = 448.0f;
-};
-template <>
-struct Format<e5m2> {
-    static constexpr const char* name = "e5m2";
-    static constexpr __nv_fp8_interpretation_t kind = __NV_E5M2;
-    static constexpr float largest = 57344.0f;
-};
 
 const json& conversions() {
     static const json all = [] {
@@ -98,35 +69,10 @@ void check_conversions() {
     }
 }
 
-// Device memory for one tensor's scaling, with a given scale.
-struct Scaling {
-    Device<float> memory{fp8_scales_bytes(1) / sizeof(float)};
-    Fp8Scales scales = fp8_scales_in(memory.data, 1);
-    explicit Scaling(float scale) {
-        std::vector<float> host(memory.count, 0.0f);
-        host[0] = scale;
-        host[1] = 1 / scale;
-        memory.write(host);
-    }
-    float amax() const { return memory.read()[2]; }
-};
-
-size_t area(int rows, int cols) {
-    return static_cast<size_t>(rows) * static_cast<size_t>(cols);
-}
-
 template <class F>
 unsigned char converted(floatX x, float scale) {
     return __nv_cvt_float_to_fp8(to_float(x) * scale, __NV_SATFINITE, Format<F>::kind);
 }
-template <class F>
-std::vector<int> codes(const Device<F>& device, size_t count) {
-    std::vector<int> out;
-    const std::vector<F> host = device.read();
-    for (size_t i = 0; i < count; i++) out.push_back(host[i].__x);
-    return out;
-}
-
 struct Shape {
     int R, S;
 };
@@ -174,6 +120,42 @@ void check_quantize() {
 }
 
 template <class F>
+void check_quantize_bias() {
+    Random random(6);
+    for (auto [R, S] : {Shape{16, 16}, Shape{144, 112}, Shape{2064, 48}, Shape{272, 1136}}) {
+        const size_t n = area(R, S);
+        const std::vector<floatX> host = random.normals<floatX>(n, 1.0, 0.5);  // a lost row of mean 0 would hide
+        const std::vector<float> zeros(static_cast<size_t>(S)), some = random.normals<float>(static_cast<size_t>(S));
+        Device<floatX> inp(host);
+        Device<F> want(n), want_t(n), out(n), out_t(n);
+        Scaling scaling(32.0f);
+        fp8_quantize(want.data, want_t.data, inp.data, scaling.scales[0], R, S, nullptr);
+        Device<float> scratch(fp8_bias_scratch_bytes(R, S) / sizeof(float)), factor(std::vector<float>{1e30f, -0.37f});
+        for (bool accumulate : {false, true}) {
+            for (bool scaled : {false, true}) {
+                INFO(Format<F>::name << " R=" << R << " S=" << S << " " << accumulate << scaled);
+                std::vector<float> first;
+                for (int run = 0; run < 2; run++) {
+                    Scaling again(32.0f);
+                    Device<float> dbias(some);
+                    scratch.poison();
+                    out.poison();
+                    out_t.poison();
+                    fp8_quantize_bias(out.data, out_t.data, dbias.data, inp.data, again.scales[0], scratch.data, R, S,
+                                      accumulate, nullptr, scaled ? factor.data + 1 : nullptr);
+                    CHECK((codes(out, n) == codes(want, n)));
+                    CHECK((codes(out_t, n) == codes(want_t, n)));
+                    CHECK(again.amax() == scaling.amax());
+                    check_column_sums(dbias, host, R, S, scaled ? -0.37f : 1.0f, accumulate ? some : zeros);
+                    if (run == 0) first = dbias.read();
+                    CHECK(dbias.read() == first);
+                }
+            }
+        }
+    }
+}
+
+template <class F>
 void check_unusual_values() {
     INFO(Format<F>::name);
     const float infinity = std::numeric_limits<float>::infinity();
@@ -212,6 +194,11 @@ TEST_CASE("fp8 conversions are PyTorch's", "[fp8]") {
 TEST_CASE("fp8 quantize writes rows, columns and the abs-max", "[fp8]") {
     check_quantize<e4m3>();
     check_quantize<e5m2>();
+}
+
+TEST_CASE("fp8 quantize adds up columns on the way", "[fp8]") {
+    check_quantize_bias<e4m3>();
+    check_quantize_bias<e5m2>();
 }
 
 TEST_CASE("fp8 quantize: what is not finite shows, what is too large saturates", "[fp8]") {

@@ -8,7 +8,9 @@
 
 #include "decode_model.h"
 #include "kernels/attention.cuh"
+#include "kernels/fp8_activation.cuh"
 #include "run_program.h"
+#include "test_fp8.h"
 
 using nlohmann::json;
 
@@ -152,6 +154,37 @@ TEST_CASE("launches touch what they declare: every kernel of attention", "[traff
         CHECK(flops <= 11 * product);
     }
     attention_choose(AttentionKernels::best);
+}
+
+TEST_CASE("launches touch what they declare: tensors in 8 bits", "[traffic]") {
+    if (!simt::measures_touched) SKIP_TEST(NO_MEASURING);
+    const int N = 144, F = 112;
+    Random random(4);
+    Device<floatX> pre(random.normals<floatX>(area(N, 2 * F))), d(random.normals<floatX>(area(N, F)));
+    Device<e4m3> out(area(N, F)), out_t(area(N, F));
+    Device<e5m2> dpre(area(N, 2 * F)), dpre_t(area(N, 2 * F));
+    Device<float> dbias(2 * F), scratch(fp8_bias_scratch_bytes(N, 2 * F) / sizeof(float));
+    dbias.zero();
+    Scaling scaling(1.0f), dscaling(1.0f);
+    const Fp8Slot slot = scaling.scales[0], dslot = dscaling.scales[0];
+    const int many = 50;
+    Device<float> memory(fp8_scales_bytes(many) / sizeof(float));
+    memory.zero();
+    const std::vector<Launch> all = watch([&] {
+        fp8_quantize(out.data, out_t.data, d.data, slot, N, F, nullptr);
+        fp8_quantize<e4m3>(nullptr, out_t.data, d.data, slot, N, F, nullptr);
+        fp8_quantize_bias(out.data, out_t.data, dbias.data, d.data, slot, scratch.data, N, F, true, nullptr);
+        fp8_transpose(out_t.data, out.data, N, F, nullptr);
+        fp8_amax(slot.amax, d.data, N * F, nullptr);
+        fp8_update_scales<e4m3>(fp8_scales_in(memory.data, many), 3, many - 5, nullptr);
+        for (Activation act : {Activation::gelu, Activation::gelu_new, Activation::swiglu}) {
+            fp8_activation_forward(out.data, pre.data, act, slot, N, F, nullptr);
+            fp8_activation_backward(dpre.data, dpre_t.data, out_t.data, dbias.data, d.data, pre.data, act, dslot, slot,
+                                    scratch.data, N, F, false, nullptr);
+        }
+    });
+    CHECK(differences(all) == "");
+    CHECK(all.size() == 7 + 3 * 3);
 }
 
 TEST_CASE("every launch of an update is declared, and products are counted", "[traffic]") {
