@@ -117,6 +117,7 @@ void DepthRule::forward(const Pass& pass, int s) {
     SeamForward seam = {};
     seam.x_new = x_[i];
     seam.z = z_[i];
+    seam.z8 = input8(pass, s);
     seam.in = in_norms[i];
     if (s == 0) {
         if (shape_.post(0)) norm_rows_forward(entry_, x_[0], post_norms[0], seam_shape(pass, 0), pass.stream);

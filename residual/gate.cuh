@@ -33,7 +33,8 @@ struct BranchGate {
             lane.round(zeta);
         const float a = factor();
 #pragma unroll
-        for (int i = 0; i < p.size; i++) p[i] = (convex ? (1.0f - zeta[i]) * x_row[i] : x_row[i]) + a * zeta[i] * v[i];
+        for (int i = 0; i < p.size; i++)
+            p[i] = fmaf(a * zeta[i], v[i], convex ? (1.0f - zeta[i]) * x_row[i] : x_row[i]);
         return p;
     }
 

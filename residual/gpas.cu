@@ -71,7 +71,7 @@ struct Gpas : RowFunction {
         float of_x = args.a * keep, of_v = args.on_skip ? 1.0f : keep;
         Row p;
 #pragma unroll
-        for (int i = 0; i < p.size; i++) p[i] = of_x * x[i] + of_v * v[i];
+        for (int i = 0; i < p.size; i++) p[i] = fmaf(of_x, x[i], of_v * v[i]);
         return p;
     }
 
@@ -246,7 +246,7 @@ class GpasRule : public StreamRule {
     SeamForward entry_seam(const Pass& pass) {
         // N_emb in place of its own memory would lose its input: it goes by way of x_0.
         if (shape_.post(0)) norm_rows_forward(entry_, x_[0], post_norms[0], seam_shape(pass, 0), pass.stream);
-        SeamForward seam = forward_seam(0);
+        SeamForward seam = forward_seam(pass, 0);
         seam.x = nullptr;
         seam.u = shape_.post(0) ? x_[0] : entry_;
         seam.post = {};

@@ -15,7 +15,8 @@ __device__ __forceinline__ float phi(float m, bool tanh) { return tanh ? tanhf(m
 
 template <NormKind KIND, bool DYNAMIC, int NS>
 __global__ void __launch_bounds__(STREAM_THREADS<NS>, 1)
-    forward_kernel(StreamWrite write, Coefficients read, Dynamic next, SeamNorm in, floatX* z, StreamShape shape) {
+    forward_kernel(StreamWrite write, Coefficients read, Dynamic next, SeamNorm in, InputRows input,
+                   StreamShape shape) {
     auto& shared = shared_as<StreamShared<NS>>();
     StreamLane lane(row_shape(shape), shared.row);
     const int n = shape.n, width = n + 2, K = n * width;
@@ -56,8 +57,9 @@ __global__ void __launch_bounds__(STREAM_THREADS<NS>, 1)
         }
         Channels h = mix_read(H, c, read.stream_stride, n);
         if (in.gain != nullptr) h = norm_forward<KIND>(lane, h, in, in.scale);
-        lane.store(z, h);
+        input.store(lane, h);
     }
+    input.finish(shared.row);
 }
 
 // Where the sums over tokens stand: G_q, then N_in's, then N_out's.
@@ -291,7 +293,8 @@ void hc_forward(const HcForward& seam, const StreamShape& shape, cudaStream_t st
         with_flag(seam.next != nullptr && seam.next->dynamic, [&](auto dynamic) {
             constexpr int NS = decltype(ns)::value;
             const int64_t n = shape.n, K = n * (n + 2), N = shape.N;
-            MOVES("hc_forward", {writes(seam.z, N * shape.C)});
+            MOVES("hc_forward", {});
+            input_moves(seam.z, seam.z8, N * shape.C);
             write_moves(seam.write, shape);
             norm_moves(seam.in, row_shape(shape), false, true);
             if (decltype(dynamic)::value)
@@ -302,7 +305,7 @@ void hc_forward(const HcForward& seam, const StreamShape& shape, cudaStream_t st
             launch(forward_kernel<decltype(kind)::value, decltype(dynamic)::value, NS>, row_blocks(grid, shape.N),
                    grid.block, sizeof(StreamShared<NS>), stream, seam.write,
                    read_coefficients(seam.next, seam.saved, seam.readout, shape.n), dynamic_part(seam.next, seam.saved),
-                   seam.in, seam.z, shape);
+                   seam.in, InputRows{seam.z, seam.z8}, shape);
         });
     });
 }

@@ -54,6 +54,7 @@ struct HcForward {
     const float* readout = nullptr; // (n) last seam: weights of the streams in the read-out, all 1, all 1/n, or e_0
     floatX* z;                      // (N,C)
     SeamNorm in;
+    Fp8Input z8 = {};               // instead of z
 };
 void hc_forward(const HcForward& seam, const StreamShape& shape, cudaStream_t stream);
 

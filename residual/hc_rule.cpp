@@ -116,6 +116,7 @@ class HcRule : public StreamsRule {
         }
         seam.readout = readout_;
         seam.z = input(s);
+        seam.z8 = input8(pass, s);
         seam.in = in_norms[i];
         hc_forward(seam, streams(pass), pass.stream);
     }
@@ -150,8 +151,9 @@ class HcRule : public StreamsRule {
     }
     void input_again(const Pass& pass, int s) override {
         const size_t i = static_cast<size_t>(s);
-        stream_read({H_[i], hc_coefficients(modules_[i + 1], saved(s + 1), n_), input(s), in_norms[i]}, streams(pass),
-                    pass.stream);
+        stream_read({H_[i], hc_coefficients(modules_[i + 1], saved(s + 1), n_), input(s), in_norms[i],
+                     input8(pass, s)},
+                    streams(pass), pass.stream);
     }
     const floatX* stream(int s) override { return H_[static_cast<size_t>(s)]; }
 

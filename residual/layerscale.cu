@@ -23,7 +23,7 @@ struct LayerScale : RowFunction {
     static __device__ __forceinline__ Row combine(const Lane& lane, const Args& args, const Row& x, const Row& v) {
         Row gamma = lane.load_channels(args.gamma), p;
 #pragma unroll
-        for (int i = 0; i < p.size; i++) p[i] = args.a * x[i] + gamma[i] * v[i];
+        for (int i = 0; i < p.size; i++) p[i] = fmaf(args.a, x[i], gamma[i] * v[i]);
         return p;
     }
 

@@ -52,7 +52,7 @@ struct LscaleInput : RowFunction {
             lane.round(y);
         float lambda = *args.lambda, mu = *args.mu;
 #pragma unroll
-        for (int i = 0; i < p.size; i++) p[i] = lambda * y[i] + mu * x0[i];
+        for (int i = 0; i < p.size; i++) p[i] = fmaf(lambda, y[i], mu * x0[i]);
         return p;
     }
 
@@ -117,7 +117,7 @@ class LscaleInputRule : public StreamRule {
     void forward(const Pass& pass, int s) override {
         if (s > 0) return StreamRule::forward(pass, s);
         x0_stage_.forward(shape_, post_norms[0], entry_, x0_, pass);
-        SeamForward seam = forward_seam(0);  // the stream so far is zero, and x_0 comes in as a branch
+        SeamForward seam = forward_seam(pass, 0);  // the stream so far is zero, and x_0 comes in as a branch
         seam.x = nullptr;
         seam.u = x0_;
         seam.post = {};

@@ -114,7 +114,7 @@ class LscaleSubRule : public BranchFactorRule {
     void forward(const Pass& pass, int s) override {
         if (s > 0) return BranchFactorRule::forward(pass, s);
         x0_stage_.forward(shape_, post_norms[0], entry_, x_[0], pass);
-        SeamForward seam = forward_seam(0);
+        SeamForward seam = forward_seam(pass, 0);
         seam.x = x_[0];
         seam.post = {};
         vanilla_forward(seam, seam_shape(pass, 0), pass.stream);

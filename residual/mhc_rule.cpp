@@ -84,7 +84,7 @@ class MhcRule : public StreamsRule {
             matmul_forward_fp32(pass.mm, m_[i + 1], H, phi.copy, N, nC, mhc_columns(n_, is_head(s)), pass.stream);
             mhc_coefficients(c_[i + 1], m_[i + 1], r_[i + 1], module(s), pass.N, n_, pass.stream);
         }
-        stream_read({H, read_coefficients(s), input(s), in_norms[i]}, streams(pass), pass.stream);
+        stream_read({H, read_coefficients(s), input(s), in_norms[i], input8(pass, s)}, streams(pass), pass.stream);
     }
     void backward(const Pass& pass, int s) override {
         const size_t i = static_cast<size_t>(s);
@@ -130,7 +130,8 @@ class MhcRule : public StreamsRule {
     void input_again(const Pass& pass, int s) override {
         replay(pass, s);
         const size_t i = static_cast<size_t>(s);
-        stream_read({backward_streams(s), read_coefficients(s), input(s), in_norms[i]}, streams(pass), pass.stream);
+        stream_read({backward_streams(s), read_coefficients(s), input(s), in_norms[i], input8(pass, s)}, streams(pass),
+                    pass.stream);
     }
     const floatX* stream(int s) override { return forward_streams(s); }
 

@@ -30,7 +30,7 @@ struct ProResMls : RowFunction {
         Row x = lane.load(args.x), p;
         float alpha = *args.alpha;
 #pragma unroll
-        for (int i = 0; i < p.size; i++) p[i] = alpha * (m[i] + v[i]) + (1.0f - alpha) * x[i];
+        for (int i = 0; i < p.size; i++) p[i] = fmaf(alpha, m[i] + v[i], (1.0f - alpha) * x[i]);
         return p;
     }
 

@@ -54,7 +54,7 @@ struct Review : RowFunction {
         }
         Row zh = lane.load(args.zh), zu = lane.load(args.zu), b = lane.load_channels(args.b, args.b != nullptr), zeta;
 #pragma unroll
-        for (int i = 0; i < zeta.size; i++) zeta[i] = rx * zh[i] + rv * zu[i] + b[i];
+        for (int i = 0; i < zeta.size; i++) zeta[i] = fmaf(rx, zh[i], rv * zu[i]) + b[i];
         return args.gate.combine(lane, zeta, x, v);
     }
 

@@ -8,6 +8,7 @@
 //     rms     r = 1/sqrt(mean(x^2) + eps);  xh = x*r;  y = c*g*xh
 //             a = c*g*dy;    dx = r*(a - xh*mean(a*xh));             dg += SUM c*dy*xh
 #pragma once
+#include "kernels/fp8_device.cuh"
 #include "kernels/partials.cuh"
 #include "residual/seam.cuh"
 
@@ -108,6 +109,36 @@ struct RowLane {
     __device__ __forceinline__ void sum(float (&values)[K]) const {
         static_assert(K <= MAX_ROW_SUMS, "raise MAX_ROW_SUMS");
         row_sum(values, shared.scratch);
+    }
+};
+
+// How a kernel stores what a sublayer reads: in floatX or, where z8 is set, rounded to floatX and then in 8 bits.
+struct InputRows {
+    floatX* z;
+    Fp8Input z8;
+    float amax = 0.0f;  // of this thread's share of all rows
+
+    template <int PACKS>
+    __device__ __forceinline__ void store(const RowLane<PACKS>& lane, Row<PACKS>& x) {
+        if (z8.data == nullptr) return lane.store(z, x);
+        lane.round(x);
+        Fp8Writer<e4m3> writer(z8.slot);
+#pragma unroll
+        for (int p = 0; p < PACKS; p++) {
+            if (lane.row >= lane.N || !lane.has(p)) continue;
+            float part[PackX::size];
+#pragma unroll
+            for (int i = 0; i < PackX::size; i++) part[i] = x[p * PackX::size + i];
+            store_fp8(z8.data + lane.row * lane.C + lane.channel(p), writer.convert(part));
+        }
+        amax = fmaxf(amax, writer.amax);
+    }
+    // Behind the last row, by all threads of the block together.
+    __device__ __forceinline__ void finish(RowShared& shared) const {
+        if (z8.data == nullptr) return;
+        Fp8Writer<e4m3> writer(z8.slot);
+        writer.amax = amax;
+        writer.finish(z8.slot, shared.scratch);
     }
 };
 
@@ -336,6 +367,10 @@ inline void norm_moves(const SeamNorm& norm, const SeamShape& shape, bool backwa
         MOVES_MORE({reads(mean, shape.N), reads(norm.rstd, shape.N)});
     else
         MOVES_MORE({writes(mean, shape.N), writes(norm.rstd, shape.N)});
+}
+// What InputRows stores, added to its kernel's declaration.
+inline void input_moves(const floatX* z, const Fp8Input& z8, int64_t count) {
+    MOVES_MORE({writes(z8.data ? nullptr : z, count), writes(z8.data, count)});
 }
 inline int row_blocks(const RowGrid& grid, int64_t N) {
     int64_t needed = ceil_div(N, static_cast<int64_t>(grid.block.y));

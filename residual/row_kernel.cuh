@@ -8,9 +8,10 @@
 //     combine(lane, args, x, v) -> p
 //     backward(lane, args, dp, Saved{v, p}, dx, dv, sums)    sets dx and dv; sums.add(i, row), sums.scalar[i] += ...
 //     moves(args, N, C, backward)                            if it loads or stores rows or vectors of its own
-// and what differs from RowFunction. Rows it needs besides (x in the backward pass, x_0, earlier outputs) it fetches
-// with lane.load(pointer); reductions over the row are lane.sum(values); it may lane.store() rows of its own. Rules
-// with several streams have their own kernels, made of the same pieces.
+// and what differs from RowFunction. A sum of two products is written as an fmaf: a compiler fuses either of them, and
+// where it has the sum in two copies not always the same one. Rows it needs besides (x in the backward pass, x_0,
+// earlier outputs) it fetches with lane.load(pointer); reductions over the row are lane.sum(values); it may lane.store()
+// rows of its own. Rules with several streams have their own kernels, made of the same pieces.
 #pragma once
 #include "residual/row.cuh"
 
@@ -43,6 +44,7 @@ __global__ void __launch_bounds__(MAX_ROW_THREADS, 1)
     wait_for_previous();
     launch_next_early();
     RowLane<PACKS> lane(shape, shared_as<RowShared>());
+    InputRows input{seam.z, seam.z8};
     for (int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y; first < lane.N;
          first += gridDim.x * blockDim.y) {
         lane.row = first + threadIdx.y;
@@ -59,9 +61,10 @@ __global__ void __launch_bounds__(MAX_ROW_THREADS, 1)
         if constexpr (S::in) {
             float scale = seam.in.factor != nullptr ? seam.in.scale * *seam.in.factor : seam.in.scale;
             Row<PACKS> z = norm_forward<S::kind>(lane, x, seam.in, scale);
-            lane.store(seam.z, z);
+            input.store(lane, z);
         }
     }
+    if constexpr (S::in) input.finish(lane.shared);
 }
 
 // Where the sums of each part stand: the rule's first, then N_out's, N_post's, N_in's (gain, bias).
@@ -180,7 +183,8 @@ void declare_seam(const SeamForward& seam, const SeamShape& shape, const typenam
     const int64_t n = shape.N * shape.C;
     MOVES("seam_forward", {reads(seam.x, n), reads(S::rule ? seam.u : nullptr, n),
                            writes(S::rule && S::post ? seam.p : nullptr, n),
-                           writes(S::rule || S::post ? seam.x_new : nullptr, n), writes(S::in ? seam.z : nullptr, n)});
+                           writes(S::rule || S::post ? seam.x_new : nullptr, n)});
+    if (S::in) input_moves(seam.z, seam.z8, n);
     norm_moves(seam.out, shape, false, true);
     norm_moves(seam.post, shape, false, true);
     norm_moves(seam.in, shape, false, true);
@@ -209,6 +213,7 @@ void seam_forward(const SeamForward& seam, const SeamShape& shape, const typenam
     RowGrid grid = row_grid(shape.C, Rule::allows_first);
     if (shape.N == 0 || (seam.u == nullptr && !seam.post.gain && !seam.in.gain)) return;
     CHECK(seam.u != nullptr || (Rule::allows_first && seam.out.gain == nullptr));
+    CHECK(seam.z8.data == nullptr || seam.in.gain != nullptr);
     auto run = [&](auto parts) {
         using S = decltype(parts);
         with_width<Rule>(grid, [&](auto packs) {

@@ -9,6 +9,7 @@ void Rule::plan(Planner& planner) {
     u_.assign(seams, nullptr);
     z_.assign(seams, nullptr);
     for (std::vector<SeamNorm>* norms : {&out_norms, &post_norms, &in_norms}) norms->resize(seams);
+    inputs8.resize(seams);
 
     want_seams(planner, "sublayer inputs", N * C, z_, keeps_inputs(), 1, [&](int s) { return shape_.in(s); });
     // Outputs that no backward pass needs share one buffer.

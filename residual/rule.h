@@ -20,7 +20,6 @@
 #include <vector>
 
 #include "kernels/common.cuh"
-#include "kernels/fp8.cuh"
 #include "kernels/matmul.cuh"
 #include "residual/options.h"
 #include "residual/recompute.h"
@@ -78,7 +77,7 @@ struct RuleShape {
     Scheme scheme;
     bool prores = false;  // a schedule multiplies every branch
     Recompute recompute = Recompute::none;
-    bool fp8 = false;  // the layers' own products read their inputs in 8 bits
+    bool fp8 = false;  // sublayers multiply in 8 bits in training: what they read is kept so
     int last() const { return 2 * L; }
     const SublayerNorms& norms(int k) const { return scheme.sublayers[static_cast<size_t>(k - 1)]; }
     bool out(int s) const { return s > 0 && norms(s).out; }
@@ -105,13 +104,7 @@ struct Pass {
     cudaStream_t stream;
     Matmul* mm;
     float* scratch;    // at least scratch_bytes()
-    bool fp8 = false;  // inputs are wanted in 8 bits
-};
-
-// What sublayer s+1 reads, in 8 bits.
-struct Fp8Input {
-    e4m3* data = nullptr;  // (N,C); null: not wanted
-    Fp8Slot slot = {};
+    bool fp8 = false;  // inputs are wanted in 8 bits: see inputs8
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -141,11 +134,12 @@ class Rule {
     std::vector<RuleParameter> parameters;  // declared by the constructor
     std::vector<RuleTensor> tensors;        // the same, set by the model before ready()
     std::vector<LastMap> last_maps;         // (2L+1), by s; set by the model
-    std::vector<Fp8Input> inputs8;          // (2L+1), by s; set by the model
     float output_init_scale = 1.0f;         // of the initial spread of output projections
     double gate_clip = 0.0;                 // joint norm to which the gradients of clipped gates are clipped; 0: off
     // (2L+1), by s; gains set by the model, statistics by plan()
     std::vector<SeamNorm> out_norms, post_norms, in_norms;
+    // (2L+1), by s; set by the model where sublayer s+1 multiplies in 8 bits
+    std::vector<Fp8Input> inputs8;
 
     // Memory. The base asks for what every rule has: u, z, statistics of norms, dz.
     virtual void plan(Planner& planner);
@@ -168,9 +162,6 @@ class Rule {
     bool seam_again(int s) const { return drops_inside() && (s % 2 == 1 || end_again(s)); }
     bool output_again(int s) const { return drops_inside() && (seam_again(s) || keeps_u(s)); }
 
-    // Whether forward(pass, s) and input_again(pass, s), in a pass that wants 8 bits, write inputs8[s] instead of input(s).
-    virtual bool quantizes(int) const { return false; }
-
     virtual void begin_backward(const Pass&) {}
     virtual void backward(const Pass& pass, int s) = 0;
     virtual void end_backward(const Pass&) {}
@@ -183,6 +174,8 @@ class Rule {
     virtual const floatX* stream(int s) = 0;
     virtual int stream_channels() const { return shape_.C; }
     virtual floatX* input(int s) { return z_[static_cast<size_t>(s)]; }   // (N,C) of sublayer s+1, or the head
+    // Whether forward(s) and input_again(s), in a pass with fp8, write inputs8[s] instead of input(s).
+    virtual bool quantizes(int s) const { return s < shape_.last() && shape_.in(s); }
     virtual floatX* output(int s) { return u_[static_cast<size_t>(s)]; }  // (N,C) of sublayer s
     // (N,C) what the product that makes output(s) adds to it, where a rule is a plain sum: the product reads the stream
     // at its end, and the seam behind it has nothing left to do but its norms. null: nothing.
@@ -210,6 +203,10 @@ class Rule {
     virtual bool end_again(int s) const { return shape_.post(s); }
     bool drops_inside() const { return shape_.recompute == Recompute::block && can_drop_inside(); }
     bool keeps_inputs() const { return shape_.training && shape_.recompute < Recompute::norm && !shape_.fp8; }
+    // Where this pass wants the input at seam s in 8 bits.
+    Fp8Input input8(const Pass& pass, int s) const {
+        return pass.fp8 && quantizes(s) ? inputs8[static_cast<size_t>(s)] : Fp8Input{};
+    }
     // Memory for the state at seams, of which level block keeps what stands between layers; and for what no other layer
     // needs.
     template <class T, class Wanted>
@@ -228,7 +225,8 @@ class Rule {
     // input_again() where x (N,C) is what stands before N_in.
     void norm_again(const Pass& pass, int s, const floatX* x) {
         const size_t i = static_cast<size_t>(s);
-        if (shape_.in(s)) norm_rows_again(x, z_[i], in_norms[i], seam_shape(pass, s), pass.stream);
+        if (!shape_.in(s)) return;
+        norm_rows_again(x, z_[i], in_norms[i], seam_shape(pass, s), pass.stream, input8(pass, s));
     }
     SeamShape seam_shape(const Pass& pass, int s) const {
         return {pass.N, shape_.C, shape_.kind, shape_.eps, s > 0 ? shape_.norms(s).skip : 1.0f};

@@ -8,7 +8,7 @@
 // A norm scheme is a sequence of seams; each of N_out, N_post, N_in is present or not. The first seam of a network has
 // no u: x_new = x (not written again), z = N_in(x). The frame is residual/row_kernel.cuh; a rule is one file beside it.
 #pragma once
-#include "kernels/common.cuh"
+#include "kernels/fp8.cuh"
 
 enum class NormKind { layer, rms };
 
@@ -33,6 +33,13 @@ struct SeamShape {
     float skip = 1.0f;  // a, the scheme's factor of the stream
 };
 
+// What a sublayer reads where it multiplies in 8 bits: the rows rounded to floatX first and then to e4m3, as
+// fp8_quantize makes them of floatX.
+struct Fp8Input {
+    e4m3* data = nullptr;  // (N,C), C a multiple of 16; null: the sublayer reads floatX
+    Fp8Slot slot = {};     // its scale is read, its amax written
+};
+
 struct SeamForward {
     const floatX* x;        // (N,C) the stream before; null: zeros
     const floatX* u;        // (N,C) the sublayer's output; null at the first seam
@@ -43,6 +50,7 @@ struct SeamForward {
     // beta, a device scalar (null: 1): a schedule's value (ProRes), a learned factor (ReZero), or their product. The
     // backward pass leaves it out of du, so that du can stay dx's memory; the products behind it take it as their alpha.
     const float* scale = nullptr;
+    Fp8Input z8 = {};  // instead of z, where there is N_in
 };
 
 struct SeamBackward {
@@ -77,7 +85,9 @@ void vanilla_backward(const SeamBackward& seam, const SeamShape& shape, float* s
 
 // A norm by itself: y (N,C) = norm(x (N,C)). Backward in place: d (N,C), the gradient of y, becomes that of x.
 void norm_rows_forward(const floatX* x, floatX* y, const SeamNorm& norm, const SeamShape& shape, cudaStream_t stream);
-// The same from statistics that are there already: the same bits. norm.scale and norm.factor count.
-void norm_rows_again(const floatX* x, floatX* y, const SeamNorm& norm, const SeamShape& shape, cudaStream_t stream);
+// The same from statistics that are there already: the same bits, in y or instead in y8. norm.scale and norm.factor
+// count.
+void norm_rows_again(const floatX* x, floatX* y, const SeamNorm& norm, const SeamShape& shape, cudaStream_t stream,
+                     const Fp8Input& y8 = {});
 void norm_rows_backward(floatX* d, const floatX* x, const SeamNorm& norm, const SeamShape& shape, float* scratch,
                         cudaStream_t stream);

@@ -23,13 +23,14 @@ floatX* StreamRule::output(int s) {
     return (shape_.post(s) ? p_ : x_)[static_cast<size_t>(s)];
 }
 
-SeamForward StreamRule::forward_seam(int s) {
+SeamForward StreamRule::forward_seam(const Pass& pass, int s) {
     const size_t i = static_cast<size_t>(s);
     SeamForward seam = {};
     seam.x = s > 0 ? x_[i - 1] : embedding();
     seam.u = s > 0 ? u_[i] : nullptr;
     seam.x_new = x_[i];
     seam.z = z_[i];
+    seam.z8 = input8(pass, s);
     seam.p = p_[i];
     seam.out = out_norms[i];
     seam.post = post_norms[i];
@@ -63,8 +64,8 @@ SeamBackward StreamRule::backward_seam(int s) {
 }
 
 void StreamRule::forward(const Pass& pass, int s) {
-    if (s == 0) return vanilla_forward(forward_seam(0), seam_shape(pass, 0), pass.stream);
-    seam_forward(forward_seam(s), seam_shape(pass, s), pass, s);
+    if (s == 0) return vanilla_forward(forward_seam(pass, 0), seam_shape(pass, 0), pass.stream);
+    seam_forward(forward_seam(pass, s), seam_shape(pass, s), pass, s);
 }
 
 void StreamRule::backward(const Pass& pass, int s) {

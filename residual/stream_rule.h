@@ -30,7 +30,7 @@ class StreamRule : public Rule {
     // The embedding is normed (N_emb) before it is x_0, and needed again in the backward pass.
     virtual bool has_entry() const { return shape_.post(0); }
     virtual int ring() const { return 1; }  // streams alive at a time in inference
-    SeamForward forward_seam(int s);
+    SeamForward forward_seam(const Pass& pass, int s);
     SeamBackward backward_seam(int s);
 
     std::vector<floatX*> x_, p_;            // (2L+1) of (N,C), by s; p: the sum before N_post

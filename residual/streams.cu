@@ -30,13 +30,15 @@ template <NormKind KIND, int NS>
 __global__ void __launch_bounds__(STREAM_THREADS<NS>, 1) read_kernel(StreamRead read, StreamShape shape) {
     auto& shared = shared_as<StreamShared<NS>>();
     StreamLane lane(row_shape(shape), shared.row);
+    InputRows input{read.z, read.z8};
     for (int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y; first < lane.N; first += gridDim.x * blockDim.y) {
         lane.row = first + threadIdx.y;
         Channels h = mix_read(load_streams<NS>(lane, read.H, shape.n), token_coefficients(lane, read.c),
                               read.c.stream_stride, shape.n);
         if (read.in.gain != nullptr) h = norm_forward<KIND>(lane, h, read.in, read.in.scale);
-        lane.store(read.z, h);
+        input.store(lane, h);
     }
+    input.finish(shared.row);
 }
 
 template <NormKind KIND>
@@ -164,7 +166,8 @@ void stream_read(const StreamRead& read, const StreamShape& shape, cudaStream_t 
     with_streams(shape, [&](auto ns, auto kind) {
         constexpr int NS = decltype(ns)::value;
         const int64_t count = shape.N * shape.C;
-        MOVES("stream_read", {reads(read.H, shape.n * count), writes(read.z, count)});
+        MOVES("stream_read", {reads(read.H, shape.n * count)});
+        input_moves(read.z, read.z8, count);
         coefficient_moves(read.c, shape, 1);
         norm_moves(read.in, row_shape(shape), false, true);
         launch(read_kernel<decltype(kind)::value, NS>, row_blocks(grid, shape.N), grid.block, sizeof(StreamShared<NS>),

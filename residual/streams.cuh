@@ -62,6 +62,7 @@ struct StreamRead {
     Coefficients c;   // of sublayer s+1, or read weights
     floatX* z;        // (N,C)
     SeamNorm in;
+    Fp8Input z8 = {};  // instead of z
 };
 void stream_read(const StreamRead& read, const StreamShape& shape, cudaStream_t stream);
 

@@ -13,6 +13,8 @@ class StreamsRule : public Rule {
     }
     floatX* embedding() override { return shape_.post(0) ? entry_ : x0_; }
     floatX* input(int s) override { return shape_.in(s) ? z_[static_cast<size_t>(s)] : read_[static_cast<size_t>(s)]; }
+    // The mixture that a sublayer reads is a buffer of its own, without N_in too.
+    bool quantizes(int s) const override { return s < shape_.last(); }
     const floatX* d_output(int) override { return du_; }
     const floatX* d_embedding() override { return du_; }
     int stream_channels() const override { return n_ * shape_.C; }

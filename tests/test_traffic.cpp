@@ -9,6 +9,7 @@
 #include "decode_model.h"
 #include "kernels/attention.cuh"
 #include "kernels/fp8_activation.cuh"
+#include "residual/hc.cuh"
 #include "run_program.h"
 #include "test_fp8.h"
 
@@ -185,6 +186,40 @@ TEST_CASE("launches touch what they declare: tensors in 8 bits", "[traffic]") {
     });
     CHECK(differences(all) == "");
     CHECK(all.size() == 7 + 3 * 3);
+}
+
+TEST_CASE("launches touch what they declare: seams that write 8 bits", "[traffic]") {
+    if (!simt::measures_touched) SKIP_TEST(NO_MEASURING);
+    const int N = 19, C = 272, n = 4;
+    const size_t rows = N, count = rows * C;
+    Random random(5);
+    const Device<floatX> x(random.normals<floatX>(count)), u(random.normals<floatX>(count)), x_new(count);
+    const Device<floatX> streams(n * count);
+    const Device<float> gain(random.normals<float>(C)), bias(random.normals<float>(C)), mean(rows), rstd(rows);
+    const Device<float> base(random.normals<float>(n * (n + 2))), scales(std::vector<float>{8.0f, 0.125f, 0.0f});
+    const Device<e4m3> out(count);
+    const Fp8Input z8 = {out.data, {scales.data, scales.data + 1, reinterpret_cast<unsigned*>(scales.data + 2)}};
+    SeamForward seam = {};
+    seam.x = x.data, seam.u = u.data, seam.x_new = x_new.data;
+    seam.in.gain = gain.data, seam.in.bias = bias.data, seam.in.mean = mean.data, seam.in.rstd = rstd.data;
+    seam.z8 = z8;
+    const SeamShape shape{N, C, NormKind::layer, 1e-5f};
+    const StreamShape stream_shape{N, C, n, NormKind::layer, 1e-5f};
+    HcModule module;
+    module.base = base.data;
+    HcForward hc = {};
+    hc.write.before = x.data, hc.write.H = streams.data;
+    hc.next = &module;
+    hc.in = seam.in;
+    hc.z8 = z8;
+    const std::vector<Launch> all = watch([&] {
+        vanilla_forward(seam, shape, nullptr);
+        norm_rows_again(x_new.data, nullptr, seam.in, shape, nullptr, z8);
+        hc_forward(hc, stream_shape, nullptr);
+        stream_read({streams.data, Coefficients::fixed(base.data, n), nullptr, seam.in, z8}, stream_shape, nullptr);
+    });
+    CHECK(differences(all) == "");
+    CHECK(all.size() == 4);
 }
 
 TEST_CASE("every launch of an update is declared, and products are counted", "[traffic]") {

@@ -1,23 +1,11 @@
 // x_0, the normed embedding that the lscale rules come back to, and the way back through it, against float64.
 #include "residual/x0.h"
 
-#include <memory>
-
-#include "test.h"
+#include "planned_memory.h"
 
 namespace {
 
 using Vec = std::vector<double>;
-
-// Gives memory to whoever plans.
-struct Memory : Planner {
-    std::vector<std::unique_ptr<Device<char>>> blocks;
-    void request(const std::string&, size_t bytes, std::function<void(void*)> assign) override {
-        blocks.push_back(std::make_unique<Device<char>>(bytes));
-        blocks.back()->poison();
-        assign(blocks.back()->data);
-    }
-};
 
 struct Norm {
     NormKind kind;
@@ -88,7 +76,7 @@ void check(const Problem& q) {
 
     X0 x0(q.rms0);
     CHECK(x0.has_entry(shape) == (q.rms0 || q.embed_norm));
-    Memory memory;
+    PlannedMemory memory;
     x0.plan(memory, shape, q.gradient);
     x0.ready(shape, nullptr);
     CHECK((x0.gradient() != nullptr) == q.gradient);
@@ -165,7 +153,7 @@ TEST_CASE("x0: inference plans no gradient", "[x0]") {
     shape.C = 8;
     shape.N = 4;
     shape.training = false;
-    Memory memory;
+    PlannedMemory memory;
     X0 x0(true);
     x0.plan(memory, shape, true);
     CHECK(x0.gradient() == nullptr);
