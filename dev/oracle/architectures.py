@@ -28,7 +28,22 @@ def attend(q, k, v):
     return torch.softmax(scores.masked_fill(future, -math.inf), dim=-1) @ v
 
 
+def plain_maps(layer, which, x, weights, biases):
+    """x w + b for the maps of one input; weights are [in, out], biases may be None."""
+    products = [product(x, w) for w in weights]
+    return products if biases is None else [y + b for y, b in zip(products, biases, strict=True)]
+
+
 class Architecture:
+    """`maps` names the linear maps of a layer in four groups, each of one input: into attention, out of it, into the MLP,
+    out of it. `multiply` computes a group; fp8.py puts another in its place."""
+
+    multiply = staticmethod(plain_maps)
+
+    def linear(self, p, layer, which, x):
+        """The outputs of group `which` (0..3)."""
+        return self.multiply(layer, which, x, *self.group(p, layer, which))
+
     def layer(self, k):
         """One-based layer of sublayer k."""
         return (k + 1) // 2
@@ -50,6 +65,7 @@ class Architecture:
 class Gpt2(Architecture):
     """GPT-2: LayerNorm, learned positions, fused qkv; linear maps are stored [in, out]."""
 
+    maps = (("attn.c_attn",), ("attn.c_proj",), ("mlp.c_fc",), ("mlp.c_proj",))
     first_norms, second_norms = ("ln_1", "ln_2"), ("ln_1_out", "ln_2_out")
     embedding_norm, final_norm = "ln_emb", "ln_f"
 
@@ -94,21 +110,22 @@ class Gpt2(Architecture):
         y = p[name + ".weight"] * ((x - mean) / torch.sqrt(variance + self.eps))
         return y + p[name + ".bias"] if self.bias else y
 
-    def linear(self, p, name, x):
-        y = product(x, p[name + ".weight"])
-        return y + p[name + ".bias"] if self.bias else y
+    def group(self, p, layer, which):
+        """Weights [in, out] of a group of maps, and biases or None."""
+        names = [self.prefix(layer) + name for name in self.maps[which]]
+        return [p[name + ".weight"] for name in names], [p[name + ".bias"] for name in names] if self.bias else None
 
     def attention(self, p, layer, z, values):
         B, T, C = z.shape
-        q, k, v = self.linear(p, self.prefix(layer) + "attn.c_attn", z).split(C, dim=-1)
+        q, k, v = self.linear(p, layer, 0, z)[0].split(C, dim=-1)
         v = values(layer, v)
         q, k, v = (part.view(B, T, self.heads, C // self.heads).transpose(1, 2) for part in (q, k, v))
         out = attend(q, k, v).transpose(1, 2).reshape(B, T, C)
-        return self.linear(p, self.prefix(layer) + "attn.c_proj", out)
+        return self.linear(p, layer, 1, out)[0]
 
     def mlp(self, p, layer, z):
-        hidden = self.linear(p, self.prefix(layer) + "mlp.c_fc", z)
-        return self.linear(p, self.prefix(layer) + "mlp.c_proj", F.gelu(hidden, approximate=self.approximate))
+        hidden = self.linear(p, layer, 2, z)[0]
+        return self.linear(p, layer, 3, F.gelu(hidden, approximate=self.approximate))[0]
 
     def head(self, p, x):
         return product(x, (p["wte.weight"] if self.tied else p["lm_head.weight"]).T)
@@ -117,6 +134,8 @@ class Gpt2(Architecture):
 class Llama(Architecture):
     """LLaMA: RMSNorm, rotate-half RoPE, SwiGLU, grouped key/value heads, no biases; maps are stored [out, in]."""
 
+    maps = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",),
+            ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))  # fmt: skip
     first_norms = ("input_layernorm", "post_attention_layernorm")
     second_norms = ("attn_out_layernorm", "mlp_out_layernorm")
     embedding_norm, final_norm = "model.embed_layernorm", "model.norm"
@@ -155,8 +174,9 @@ class Llama(Architecture):
     def norm(self, p, name, x):
         return p[name + ".weight"] * (x / torch.sqrt((x * x).mean(-1, keepdim=True) + self.eps))
 
-    def linear(self, p, name, x):
-        return product(x, p[name + ".weight"].T)
+    def group(self, p, layer, which):
+        """Weights [in, out] of a group of maps; there are no biases."""
+        return [p[f"{self.prefix(layer)}{name}.weight"].T for name in self.maps[which]], None
 
     def rotate(self, x):
         """(a,b) -> (a cos w - b sin w, b cos w + a sin w), channel i of a head paired with i + hd/2."""
@@ -168,18 +188,16 @@ class Llama(Architecture):
 
     def attention(self, p, layer, z, values):
         B, T, C = z.shape
-        name = self.prefix(layer) + "self_attn."
-        q, k, v = (self.linear(p, name + part, z) for part in ("q_proj", "k_proj", "v_proj"))
+        q, k, v = self.linear(p, layer, 0, z)
         v = values(layer, v)
         q, k, v = (part.view(B, T, -1, self.head_size).transpose(1, 2) for part in (q, k, v))
         kv_head = torch.arange(self.heads) * self.kv_heads // self.heads  # which one query head h reads
         out = attend(self.rotate(q), self.rotate(k)[:, kv_head], v[:, kv_head])
-        return self.linear(p, name + "o_proj", out.transpose(1, 2).reshape(B, T, C))
+        return self.linear(p, layer, 1, out.transpose(1, 2).reshape(B, T, C))[0]
 
     def mlp(self, p, layer, z):
-        name = self.prefix(layer) + "mlp."
-        hidden = F.silu(self.linear(p, name + "gate_proj", z)) * self.linear(p, name + "up_proj", z)
-        return self.linear(p, name + "down_proj", hidden)
+        gate, up = self.linear(p, layer, 2, z)
+        return self.linear(p, layer, 3, F.silu(gate) * up)[0]
 
     def head(self, p, x):
         return product(x, p["model.embed_tokens.weight" if self.tied else "lm_head.weight"].T)

@@ -46,10 +46,16 @@ class Network:
             alpha = self.prores.factor(arch.layer(k), clock) if self.prores else 1.0
             state = rule.before(p, k, state)
             z = rule.after_norm(p, k, scheme.norm_in(p, k, rule.read(p, k, state)))
-            u = scheme.norm_out(p, k, arch.sublayer(p, k, z, values))
-            state = rule.write(p, k, state, u, alpha)
+            state = self.branch(p, k, state, z, values, alpha)
             self.observe(k, state)
         return rule.readout(p, state)
+
+    def branch(self, p, k, state, z, values, alpha):
+        u = self.scheme.norm_out(p, k, self.arch.sublayer(p, k, z, values))
+        return self.rule.write(p, k, state, u, alpha)
+
+    def weights_changed(self, p):
+        """What follows from weights that are new: before the first pass, and behind every update."""
 
     def observe(self, k, state):
         """For checks: sees the state after every sublayer."""

@@ -78,5 +78,6 @@ def projections(name, values):
     return [float(flat @ np.where((bits >> np.uint64(56 + j)) & np.uint64(1), 1.0, -1.0)) for j in range(8)]
 
 
-def tokens(count, vocabulary):
-    return (mix(counters(0, count)) % np.uint64(vocabulary)).astype(np.int64)
+def tokens(count, vocabulary, first=0):
+    """Tokens first .. first+count-1."""
+    return (mix(counters(0, first + count))[first:] % np.uint64(vocabulary)).astype(np.int64)

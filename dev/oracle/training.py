@@ -119,10 +119,10 @@ def match(start, about):
             raise SystemExit(f"tensor {name}: shape {np.shape(start[name])}, expected {about[name].shape}")
 
 
-def train(config, args, start, shards, dtype=torch.float64):
+def train(config, args, start, shards, dtype=torch.float64, network=None):
     """Runs a case. Returns losses, norms and rates of every update, the first gradients, and the final parameters."""
     s = parse_args(args)
-    network = Network(config)
+    network = network or Network(config)
     about = network.parameters()
     match(start, about)
     parameters = {name: torch.tensor(np.asarray(values), dtype=dtype) for name, values in start.items()}
@@ -131,6 +131,7 @@ def train(config, args, start, shards, dtype=torch.float64):
     micro_steps = s.total_batch // (s.batch * s.seq)
     begin = config.get("residual_step", 0)  # updates already completed, for the rules' schedules
     out = {"loss": [], "grad_norm": [], "lr": []}
+    network.weights_changed(parameters)
     for t in range(s.steps):
         for p in parameters.values():
             p.requires_grad_(True)
@@ -150,6 +151,7 @@ def train(config, args, start, shards, dtype=torch.float64):
         total, kappa = clip(network, about, grads, s)
         shape = schedule(s, t)
         optimizer.update(parameters, grads, kappa, shape)
+        network.weights_changed(parameters)
         out["loss"].append(loss)
         out["grad_norm"].append(total)
         out["lr"].append(s.lr * shape)
