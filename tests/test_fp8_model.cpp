@@ -1,6 +1,6 @@
-// Whole models whose layers multiply in 8 bits (--fp8): four updates of two micro-batches against float64 PyTorch, which
-// has the recipe of kernels/fp8.cuh written again (dev/oracle/fp8.py): losses, norms, gradients, parameters, and the
-// scales and histories behind every update. tests/golden/README.md says what the files hold.
+// Whole models whose layers multiply in 8 bits (--fp8): four updates of two micro-batches against a float64 PyTorch
+// program of the same recipe (dev/oracle/fp8.py): losses, norms, gradients, parameters, and the scales and histories
+// behind every update. tests/golden/README.md says what the files hold.
 #include "rule_model.h"
 
 using nlohmann::json;
@@ -11,12 +11,12 @@ const std::string golden_fp8 = "tests/golden/fp8/";
 constexpr bool bf16 = sizeof(floatX) == 2;
 
 // Where a value lies on a boundary between two 8-bit numbers, fp32 may round it to the other side, and its step of 1/16
-// moves all that follows: one such value near the start has moved later losses by 5e-3, gradients by parts in a hundred.
+// moves all that follows: one such value near the start has moved later losses by 5e-3 and gradients by some per cent.
 // So the cases begin at tokens from which no value that matters is nearer to a boundary than 14 roundings of its row's
-// size (their `margin`), several times what fp32 sums are off by, and what is left is fp32 rounding. float32 PyTorch is
-// within 5e-7 of the losses; relatively within 5e-8 of the norms, 3e-7 of gradients, 3e-6 of parameters, 5e-7 of histories
-// (golden_fp8.py --noise). The tolerances, those of the golden rules, are far above that and far below what a mistake in the
-// recipe does: 1e-2 and more of some gradient or parameter, or another scale.
+// size (their `margin`), more than fp32 sums are off by, and what is left is fp32 rounding. float32 PyTorch is within
+// 5e-7 of the losses; relatively within 5e-8 of the norms, 3e-7 of gradients, 3e-6 of parameters, 6e-8 of histories
+// (golden_fp8.py --noise). The tolerances, like those of the golden rules, are far above that and far below what a
+// mistake in the recipe does: 1e-2 and more of some gradient or parameter, or another scale.
 constexpr double LOSS = 2e-5, FIRST_NORM = 1e-4, NORM = 1e-3, GRADIENT = 2e-4, PARAMETER = 1e-4, HISTORY = 1e-4;
 
 // What a case gives.
@@ -101,7 +101,7 @@ void check_states(const std::vector<Fp8State>& states, const std::vector<double>
 }
 
 void check_case(const std::string& name) {
-    if (bf16) SKIP_TEST("fp8 model against the oracle: bf16 rounds values before 8 bits do, which moves many of them on");
+    if (bf16) SKIP_TEST("fp8 model against the oracle: bf16 rounds values before 8 bits do, which moves many on");
 #if !__has_include(<simt.h>)
     // Measured with such noise in the oracle: the distance from it is then that of fp8 from fp32, and tells nothing.
     SKIP_TEST("fp8 model against the oracle: a tensor core's sums keep 13 bits, which moves many values on");

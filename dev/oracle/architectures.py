@@ -35,8 +35,8 @@ def plain_maps(layer, which, x, weights, biases):
 
 
 class Architecture:
-    """`maps` names the linear maps of a layer in four groups, each of one input: into attention, out of it, into the MLP,
-    out of it. `multiply` computes a group; fp8.py puts another in its place."""
+    """`maps` names the linear maps of a layer in four groups, each of one input: into attention, out of it, into the
+    MLP, out of it. `multiply` computes a group; fp8.py puts another in its place."""
 
     multiply = staticmethod(plain_maps)
 

@@ -1,14 +1,14 @@
 """The network with the layers' linear maps in 8 bits: inputs and weights in e4m3, output gradients in e5m2, one
 power-of-two scale per tensor, taken from what earlier updates saw (kernels/fp8.cuh, README.md on --fp8).
 
-A tensor is rounded to float32 and then onto the grid of its format, to nearest, ties to even, the largest number where it
-is beyond; everything else is exact arithmetic in the network's own precision. The backward pass is written out:
+A tensor is rounded to float32 and then onto the grid of its format, to nearest, ties to even, the largest number where
+it is beyond; everything else is arithmetic in the network's own precision. The backward pass is written out:
 
     y = s (x8 w8 + b)      dx = s dy8 w8^T      dw = s x8^T dy8      db = s sum dy      ds = <x8^T dy8, w> + <b, sum dy>
 
-x8, w8, dy8 are rounded values, dy the gradient without s; s is the scalar that a residual rule puts on a branch (only on
-maps that end one: 1 elsewhere). A product of 8-bit operands never contains s, and the gradient of s is what follows from
-the weight's (residual/branch_scale.cuh), so that it has the weight itself where exact calculus has w8.
+x8, w8, dy8 are rounded values, dy the gradient without s; s is the scalar that a residual rule puts on a branch (only
+on maps that end one: 1 elsewhere). A product of 8-bit operands never contains s, and the gradient of s is what follows
+from the weight's (residual/branch_scale.cuh), so that it has the weight itself where exact calculus has w8.
 """
 
 from collections import namedtuple
@@ -40,8 +40,9 @@ def to_grid(x, form):
 
 
 def margin(x, form):
-    """The smallest distance of a number from the middle between two neighbours, where roundings part, in 2^-24 of the root
-    mean square of its row. Not counted: saturated numbers, and small ones, whose neighbours are 1/200 of that apart."""
+    """The smallest distance of a number from the middle between two neighbours, where roundings part, in 2^-24 of the
+    root mean square of its row. Not counted: saturated numbers, and small ones, whose neighbours are 1/200 of that
+    apart or less."""
     rms = (x**2).mean(-1, keepdim=True).sqrt() + 1e-300
     step = spacing(x, form)
     place = (x / step).abs()
@@ -137,7 +138,7 @@ class Fp8Network(Network):
         rule = self.rule
         if config.get("norm_scheme", "pre") != "pre" or isinstance(rule, LayerScale) or \
                 not isinstance(rule, (Vanilla, BranchCoefficient)):  # fmt: skip
-            raise SystemExit("in 8 bits the oracle knows the norm scheme pre with vanilla, rezero, skipinit, and ProRes")
+            raise SystemExit("in 8 bits the oracle knows norm scheme pre with vanilla, rezero, skipinit, and ProRes")
         kind, L = Slot if quantizes else Untouched, self.arch.layers
         self.slots = [kind(E4M3) for _ in range(8 * L)] + [kind(E5M2) for _ in range(4 * L)]
         self.passes = 0

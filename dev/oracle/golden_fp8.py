@@ -2,13 +2,15 @@
 """Regenerates tests/golden/fp8/cases.json and its tensors: what training with --fp8 does to two small models.
 
     python3 dev/oracle/golden_fp8.py               write the files
-    python3 dev/oracle/golden_fp8.py --check       compute them again and compare; check the oracle against PyTorch's casts
+    python3 dev/oracle/golden_fp8.py --check       compute them again and compare
     python3 dev/oracle/golden_fp8.py --noise       how far float32 arithmetic alone is from them
-    python3 dev/oracle/golden_fp8.py --search N    which of N first tokens keeps values farthest from rounding boundaries
+    python3 dev/oracle/golden_fp8.py --search N    which of N first tokens keep values away from rounding boundaries
 
-Where a value lies on a boundary, float32 may round it to the other side, and the change of one part in sixteen moves every
-later value of its token. So each case begins at a token where none of its values comes near one: 'margin' is the
-smallest distance of any quantized value from a boundary, in 2^-24 of the mean square of its row.
+Where a value lies on a boundary, float32 may round it to the other side, and the change of one part in sixteen moves
+every later value of its token. So each case begins at a token from which no value comes near one: 'margin' is the
+smallest distance of any quantized value from a boundary, in 2^-24 of the root mean square of its row.
+
+All but --search also hold the oracle against PyTorch's casts, and, with nothing rounded, against the plain network.
 """
 
 import argparse
@@ -97,13 +99,13 @@ def listing(networks):
                  "gradient": network.slots[8 * L :]}  # fmt: skip
         found = {"margin": round(min(slot.margin for slot in network.slots), 1),
                  "values": {what: sum(slot.values for slot in slots) for what, slots in parts.items()},
-                 "saturated": {what: sum(slot.saturated for slot in slots) for what, slots in parts.items()}}  # fmt: skip
+                 "saturated": {what: sum(slot.saturated for slot in slots) for what, slots in parts.items()}}
         lines.append(json.dumps({**case, **found}))
     return '{"settings": ' + json.dumps(SETTINGS) + ',\n"cases": [\n' + ",\n".join(lines) + "\n]}\n"
 
 
 def check_grid():
-    """The grid against PyTorch's casts: every number halfway between two neighbours, those beside it, and random ones."""
+    """The grid against PyTorch's casts: numbers halfway between two neighbours, those beside them, and random ones."""
     with np.errstate(invalid="ignore"):
         anything = floats(random_bits(1 << 20, 8))
     for form, kind in ((E4M3, torch.float8_e4m3fn), (E5M2, torch.float8_e5m2)):
