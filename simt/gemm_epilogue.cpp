@@ -10,23 +10,21 @@ namespace simt::gemm {
 
 namespace {
 
-constexpr float kScale = 0.7978845608028654f;  // sqrt(2/pi)
+constexpr float kScale = 2 * 0.7978845608028654f;  // 2 sqrt(2/pi)
 constexpr float kCubic = 0.044715f;
 constexpr int64_t kRowBlock = 2048;  // rows of one piece of work
 constexpr int64_t kStrip = 64;       // rows whose sums one thread owns
 
-// h (1 + tanh u) / 2 = h / (1 + e^-2u)
-__forceinline__ float gelu(float h) {
-    float u = kScale * h * (1.0f + kCubic * h * h);
-    return h / (1.0f + exp_f(-2.0f * u));
-}
-__forceinline__ float dgelu(float h) {
-    float h2 = h * h;
-    float u = kScale * h * (1.0f + kCubic * h2);
-    float e = exp_f(-2.0f * (u < 0 ? -u : u));
-    float r = 1.0f / (1.0f + e);
-    float s = u < 0 ? e * r : r;
-    return s + h * 2.0f * e * r * r * kScale * (1.0f + 3.0f * kCubic * h2);
+// h (1 + tanh u) / 2 = h sigma(2u), and its slope: by the operations of kernels/activation_device.cuh, so that in
+// fp32 an activation has the same bits within a product and behind it.
+struct Gelu {
+    float value, slope;
+};
+__forceinline__ Gelu gelu(float h) {
+    const float h2 = h * h, y = h * __builtin_fmaf(kLog2e * kScale * kCubic, h2, kLog2e * kScale);
+    const float e = exp2_f(-__builtin_fabsf(y)), r = 1.0f / (1.0f + e), small = e * r;
+    const float sigma = y < 0 ? small : r, du = __builtin_fmaf(kScale * 3 * kCubic, h2, kScale);
+    return {h * sigma, __builtin_fmaf(h * (small * r), du, sigma)};
 }
 
 // One piece of a column of D. `acc` may be `d`.
@@ -54,9 +52,9 @@ void finish_column(const Column& column) {
         if constexpr (has_c) x += beta * to_float(c[i]);
         if constexpr (pointwise == Pointwise::gelu) {
             if constexpr (has_aux) aux[i] = rounded<T>(x);
-            x = gelu(x);
+            x = gelu(x).value;
         }
-        if constexpr (pointwise == Pointwise::dgelu) x *= dgelu(to_float(aux[i]));
+        if constexpr (pointwise == Pointwise::dgelu) x *= gelu(to_float(aux[i])).slope;
         if constexpr (keep) acc[i] = x;
         d[i] = rounded<T>(x);
     }
