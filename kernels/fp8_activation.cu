@@ -108,28 +108,36 @@ __global__ void __launch_bounds__(THREADS, sizeof(floatX) == 2 ? 3 : 2)
 #pragma unroll
         for (int k = 0; k < AHEAD; k++) {
             const int pass = first + k;
-            float d[PARTS][8], a[8];
+            Fp8Pack<8> packs[PARTS], act;
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
-                float h[PARTS], dh[PARTS];
+            for (int half = 0; half < 2; half++) {  // four values at a time in fp32 take fewer registers than eight
+                float d[PARTS][4], a[4];
 #pragma unroll
-                for (int q = 0; q < PARTS; q++) h[q] = inputs[k].pre[q][i];
-                a[i] = Act::backward(dh, inputs[k].dact[i], h);
+                for (int i = 0; i < 4; i++) {
+                    float h[PARTS], dh[PARTS];
 #pragma unroll
-                for (int q = 0; q < PARTS; q++) d[q][i] = dh[q];
+                    for (int q = 0; q < PARTS; q++) h[q] = inputs[k].pre[q][half * 4 + i];
+                    a[i] = Act::backward(dh, inputs[k].dact[half * 4 + i], h);
+#pragma unroll
+                    for (int q = 0; q < PARTS; q++) d[q][i] = dh[q];
+                }
+                round_to_floatX(a);
+                act.word[half] = writer.convert(a).word[0];
+#pragma unroll
+                for (int q = 0; q < PARTS; q++) {
+                    round_to_floatX(d[q]);
+#pragma unroll
+                    for (int i = 0; i < 4; i++) sums[q][half * 4 + i] += d[q][i];
+                    packs[q].word[half] = dwriter.convert(d[q]).word[0];
+                }
             }
-            round_to_floatX(a);
             inputs[k].load(dact, pre, place, pass + AHEAD, F);
 #pragma unroll
             for (int q = 0; q < PARTS; q++) {
-                round_to_floatX(d[q]);
-#pragma unroll
-                for (int i = 0; i < 8; i++) sums[q][i] += d[q][i];
-                const Fp8Pack<8> pack = dwriter.convert(d[q]);
-                if (place.has(pass)) store_fp8(dpre + place.step(pass, PARTS * F) + q * F, pack);
-                shared.dpre[q].put(place.tile_row(pass), place.x, pack);
+                if (place.has(pass)) store_fp8(dpre + place.step(pass, PARTS * F) + q * F, packs[q]);
+                shared.dpre[q].put(place.tile_row(pass), place.x, packs[q]);
             }
-            shared.act.put(place.tile_row(pass), place.x, writer.convert(a));
+            shared.act.put(place.tile_row(pass), place.x, act);
         }
     }
     if (partial) {
