@@ -1,8 +1,8 @@
 // The functions of kernels/activation.cuh and kernels/swiglu.cuh, value and slope of one number: what every kernel that
 // applies them shares. Sums of products are spelled out as fmaf, so that a compiler has nothing to contract: the bits
 // are the same in every kernel, whatever else it computes from the same numbers.
-// exp2_approx and __fdividef are three instructions on a GPU, where expf and a division take twenty: with those, the
-// kernels would wait for arithmetic instead of memory.
+// exp2_approx and __fdividef are three instructions on a GPU; expf and a division are twenty, and kernels that write
+// 8 bits would wait for arithmetic instead of memory.
 #pragma once
 #include <ptx.cuh>  // exp2_approx
 
