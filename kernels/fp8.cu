@@ -95,21 +95,27 @@ __device__ __forceinline__ float power_of_two_scale(float amax, float largest) {
     return __uint_as_float(min(exponent, (126u + 127u) << 23));
 }
 
-__global__ void __launch_bounds__(THREADS) update_scales_kernel(Fp8Scales scales, int first, int count, float largest) {
+__global__ void __launch_bounds__(THREADS)
+    update_scales_kernel(Fp8Scales scales, int first, int count, float largest, bool remember) {
     wait_for_previous();
     int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= count) return;
     i += first;
     float newest = __uint_as_float(scales.amax[i]);
-    scales.amax[i] = 0;
     if (newest > 3.402823466e38f) newest = 0.0f;  // infinity
     float* history = scales.history + static_cast<int64_t>(i) * FP8_HISTORY;
     float amax = newest;
-    for (int k = FP8_HISTORY - 1; k > 0; k--) {
-        history[k] = history[k - 1];
-        amax = fmaxf(amax, history[k]);
+    if (remember) {
+        scales.amax[i] = 0;
+        for (int k = FP8_HISTORY - 1; k > 0; k--) {
+            history[k] = history[k - 1];
+            amax = fmaxf(amax, history[k]);
+        }
+        history[0] = newest;
+    } else {
+        for (int k = 0; k < FP8_HISTORY; k++)
+            if (history[k] > 0.0f) return;
     }
-    history[0] = newest;
     float scale = scales.scale[i];
     if (amax > 0.0f) scale = power_of_two_scale(amax, largest);
     if (scale == 0.0f) scale = 1.0f;
@@ -135,7 +141,16 @@ void fp8_update_scales(const Fp8Scales& scales, int first, int count, cudaStream
                                 writes(history, count * FP8_HISTORY), updates(scales.scale + first, count),
                                 writes(scales.inverse + first, count)});
     launch_early(update_scales_kernel, dim3(static_cast<unsigned>(ceil_div(count, THREADS))), dim3(THREADS), 0, stream,
-                 scales, first, count, Fp8Format<F>::largest);
+                 scales, first, count, Fp8Format<F>::largest, true);
+}
+
+template <class F>
+void fp8_first_scales(const Fp8Scales& scales, int first, int count, cudaStream_t stream) {
+    MOVES("fp8_first_scales", {reads(scales.amax + first, count),
+                               reads(scales.history + static_cast<int64_t>(first) * FP8_HISTORY, count * FP8_HISTORY),
+                               updates(scales.scale + first, count), writes(scales.inverse + first, count)});
+    launch_early(update_scales_kernel, dim3(static_cast<unsigned>(ceil_div(count, THREADS))), dim3(THREADS), 0, stream,
+                 scales, first, count, Fp8Format<F>::largest, false);
 }
 
 void fp8_amax(unsigned* amax, const floatX* x, int64_t n, cudaStream_t stream) {
@@ -176,6 +191,8 @@ void fp8_transpose(F* out_t, const F* inp, int R, int S, cudaStream_t stream) {
 
 template void fp8_update_scales<e4m3>(const Fp8Scales&, int, int, cudaStream_t);
 template void fp8_update_scales<e5m2>(const Fp8Scales&, int, int, cudaStream_t);
+template void fp8_first_scales<e4m3>(const Fp8Scales&, int, int, cudaStream_t);
+template void fp8_first_scales<e5m2>(const Fp8Scales&, int, int, cudaStream_t);
 template void fp8_quantize(e4m3*, e4m3*, const floatX*, const Fp8Slot&, int, int, cudaStream_t);
 template void fp8_quantize(e5m2*, e5m2*, const floatX*, const Fp8Slot&, int, int, cudaStream_t);
 template void fp8_quantize_bias(e4m3*, e4m3*, float*, const floatX*, const Fp8Slot&, float*, int, int, bool,

@@ -46,6 +46,10 @@ Fp8Scales fp8_scales_in(void* memory, int n);
 template <class F>
 void fp8_update_scales(const Fp8Scales& scales, int first, int count, cudaStream_t stream);
 
+// Of such tensors those whose history holds nothing yet: the scale follows from amax as it is now, which stays.
+template <class F>
+void fp8_first_scales(const Fp8Scales& scales, int first, int count, cudaStream_t stream);
+
 // *amax = max(*amax, largest |x| of n values), n a multiple of 16 bytes. NaN does not count.
 void fp8_amax(unsigned* amax, const floatX* x, int64_t n, cudaStream_t stream);
 

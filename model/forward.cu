@@ -20,7 +20,7 @@ float* scratch(Model& m) {
 }
 
 Pass make_pass(Model& m, int64_t N) {
-    return {N, m.stream, m.mm, scratch(m), m.fp8.active && m.fp8.calibrated};
+    return {N, m.stream, m.mm, scratch(m), m.fp8.active && !fp8_calibrates(m)};
 }
 
 }  // namespace

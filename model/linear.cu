@@ -1,5 +1,7 @@
 #include "model/linear.h"
 
+#include <algorithm>
+
 #include "kernels/fp8_activation.cuh"
 #include "kernels/swiglu.cuh"
 #include "model/model_state.h"
@@ -35,10 +37,14 @@ Fp8Slot dout_slot(const Model& m, int number) {
     return m.fp8.scales[2 * m.fp8.numbers() + number];
 }
 
+bool calibrating(const Model& m) {
+    return m.fp8.active && fp8_calibrates(m);
+}
+
 // The first scale of a tensor, from its own numbers.
 template <class F>
 void calibrate(Model& m, int slot, const floatX* x, int64_t count) {
-    if (!m.fp8.calibrating()) return;
+    if (!calibrating(m)) return;
     fp8_amax(m.fp8.scales[slot].amax, x, count, m.stream);
     fp8_first_scales<F>(m.fp8.scales, slot, 1, m.stream);
 }
@@ -96,7 +102,7 @@ void convert_input(Model& m, const LinearMap& map, const floatX* inp, int N) {
 void convert_activation(Model& m, int l, int N) {
     LayerValues& a = m.values[static_cast<size_t>(l)];
     const LinearMap proj = linear_map(m, l, Map::mlp_proj);
-    if (m.fp8.calibrating()) {
+    if (calibrating(m)) {
         activate(m, a, N);
         convert_input(m, proj, a.act, N);
         return;
@@ -137,7 +143,7 @@ void mlp_backward_to_fc(Model& m, int l, const floatX* du, int N, const float* s
     const bool swiglu = act == Activation::swiglu;
     floatX* dact = swiglu ? m.dact : m.dwide;
     convert_output_gradient(m, proj, du, N, raw ? nullptr : scale);
-    if (m.fp8.calibrating()) {  // the gradient of fc's output has no scale yet
+    if (calibrating(m)) {  // the gradient of fc's output has no scale yet
         activate(m, a, N);
         fp8_quantize<e4m3>(nullptr, m.fp8.input_t, a.act, input_slot(m, proj.number), N, Fp, m.stream);
         input_product(m, proj, dact, N, scale);
@@ -164,6 +170,24 @@ static void convert_weights(Model& m) {
     }
 }
 
+bool fp8_calibrates(const Model& m) {
+    return m.fp8.on && !m.fp8.settled && m.accumulated == 0;
+}
+
+// Whether every tensor has a scale, or there were updates enough to find one.
+static bool is_settled(const Fp8State& state) {
+    size_t most = 0;  // weights get an entry in every update
+    bool all = true;
+    for (size_t i = 0; i < state.scale.size(); i++) {
+        const auto first = state.history.begin() + static_cast<int64_t>(i * FP8_HISTORY);
+        const size_t entries =
+            static_cast<size_t>(std::count_if(first, first + FP8_HISTORY, [](float amax) { return amax > 0.0f; }));
+        most = std::max(most, entries);
+        all &= entries > 0;
+    }
+    return all || most == FP8_HISTORY;
+}
+
 void fp8_update(Model& m, Comm* comm) {
     if (!m.fp8.on) return;
     const int n = m.fp8.numbers();
@@ -171,6 +195,7 @@ void fp8_update(Model& m, Comm* comm) {
     fp8_update_scales<e4m3>(m.fp8.scales, 0, 2 * n, m.stream);
     fp8_update_scales<e5m2>(m.fp8.scales, 2 * n, n, m.stream);
     convert_weights(m);
+    if (!m.fp8.settled) m.fp8.settled = is_settled(model_read_fp8(m));  // waits: in a run's first updates only
 }
 
 void fp8_begin(Model& m) {
@@ -183,12 +208,12 @@ void fp8_begin(Model& m) {
     }
     fp8_update_scales<e4m3>(m.fp8.scales, n, n, m.stream);
     convert_weights(m);
-    m.fp8.calibrated = false;
+    m.fp8.settled = false;
 }
 
 Fp8State model_read_fp8(Model& m) {
     Fp8State state;
-    if (!m.fp8.on || !m.fp8.calibrated) return state;
+    if (!m.fp8.on) return state;
     const size_t n = 3 * static_cast<size_t>(m.fp8.numbers());
     state.scale.resize(n);
     state.history.resize(n * FP8_HISTORY);
@@ -205,7 +230,7 @@ void model_write_fp8(Model& m, const Fp8State& state) {
     const size_t n = 3 * static_cast<size_t>(m.fp8.numbers());
     CHECK(state.scale.size() == n && state.history.size() == n * FP8_HISTORY);
     std::vector<float> inverse;
-    for (float scale : state.scale) inverse.push_back(1.0f / scale);
+    for (float scale : state.scale) inverse.push_back(scale > 0 ? 1.0f / scale : 0.0f);
     set_zero(m.fp8.scales.amax, n * sizeof(unsigned), m.stream);
     for (const auto& [to, from] : {std::pair{m.fp8.scales.scale, &state.scale},
                                    {m.fp8.scales.inverse, &inverse},
@@ -213,5 +238,5 @@ void model_write_fp8(Model& m, const Fp8State& state) {
         CUDA_CHECK(cudaMemcpyAsync(to, from->data(), from->size() * sizeof(float), cudaMemcpyHostToDevice, m.stream));
     CUDA_CHECK(cudaStreamSynchronize(m.stream));
     convert_weights(m);
-    m.fp8.calibrated = true;
+    m.fp8.settled = is_settled(state);
 }

@@ -3,8 +3,9 @@
 // In 8 bits input and weight are e4m3 and the gradient of the output is e5m2, each with a scale of its own that follows
 // the largest numbers of earlier updates (kernels/fp8.cuh). What makes a tensor writes it in 8 bits where it can: the
 // seams what sublayers read, the activation its output and its gradient. A tensor is rounded to floatX first, so that a
-// pass of its own gives the same bits; such passes serve all others, and a run's first micro-batch, in which every
-// tensor gets its first scale from its own numbers. Backward products want their operands transposed: inputs are kept
+// pass of its own gives the same bits; such passes serve all others, and micro-batches in which tensors get a first scale
+// from their own numbers: an update's first, as long as some history holds nothing (a branch that begins with factor 0
+// has no gradients before the second update), and in no more than FP8_HISTORY updates. Backward products want their operands transposed: inputs are kept
 // by rows and transposed just before; weights and gradients of outputs are written both ways at once. Weights are
 // converted behind every update. Gradients of biases are sums of what had not been converted yet.
 //
@@ -23,7 +24,7 @@ constexpr int MAPS = 4;
 struct Fp8Maps {
     bool on = false;          // the run's choice
     bool active = false;      // the pass that is being queued multiplies in 8 bits
-    bool calibrated = false;  // inputs and gradients have scales
+    bool settled = false;     // every tensor has a scale
     void* scales_memory = nullptr;
     Fp8Scales scales = {};
     std::vector<e4m3*> input, weight, weight_t;  // (N,IC), (OC,IC), (IC,OC)
@@ -31,8 +32,6 @@ struct Fp8Maps {
     e5m2 *dout = nullptr, *dout_t = nullptr;     // (N,C), (C,N)
     e5m2 *dwide = nullptr, *dwide_t = nullptr;   // (N,max(W,H)), (max(W,H),N): of qkv and fc
     int numbers() const { return static_cast<int>(weight.size()); }
-    // A run's first micro-batch, all of whose tensors get their first scale from themselves.
-    bool calibrating() const { return active && !calibrated; }
 };
 
 struct LinearMap {
@@ -64,3 +63,5 @@ void mlp_backward_to_fc(Model& m, int l, const floatX* du, int N, const float* s
 void fp8_update(Model& m, Comm* comm);
 // Of new weights: their scales and conversion. Nothing else has a scale.
 void fp8_begin(Model& m);
+// Whether the coming micro-batch gives first scales.
+bool fp8_calibrates(const Model& m);

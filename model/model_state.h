@@ -43,7 +43,7 @@ struct StepKey {
     float loss_scale;
     bool watching;
     bool accumulates;  // not the first micro-batch of its update, whose products store their gradients
-    bool calibrates;   // the first micro-batch in 8 bits
+    bool calibrates;   // in 8 bits, some tensors get their first scale
     bool operator==(const StepKey&) const = default;
 };
 // Training passes by kind: seen once, or recorded.

@@ -57,14 +57,9 @@ void run_pass(Model& m, const StepKey& key) {
     CUDA_CHECK(cudaGraphLaunch(known->exec, m.stream));
 }
 
-void finish_pass(Model& m) {
-    m.accumulated++;
-    m.fp8.calibrated = m.fp8.on;
-}
-
 StepKey step_key(const Model& m, int b, int t, double loss_scale) {
     CHECK(m.use == Use::training && b >= 1 && t >= 1 && static_cast<int64_t>(b) * t <= static_cast<int64_t>(m.B) * m.T);
-    return {b, t, static_cast<float>(loss_scale), m.watching, m.accumulated > 0, m.fp8.on && !m.fp8.calibrated};
+    return {b, t, static_cast<float>(loss_scale), m.watching, m.accumulated > 0, fp8_calibrates(m)};
 }
 
 }  // namespace
@@ -100,14 +95,14 @@ void model_forward_backward(Model& m, const int* inputs, const int* targets, int
     upload(m, m.tokens + N, targets, N);
     upload(m, m.tokens + 2 * N, m.host_groups.data(), group_tokens(m.host_groups.data(), inputs, static_cast<int>(N)));
     run_pass(m, key);
-    finish_pass(m);
+    m.accumulated++;
 }
 
 void model_forward_backward_device(Model& m, const int* batch, size_t count, int b, int t, double loss_scale) {
     const StepKey key = step_key(m, b, t, loss_scale);
     CUDA_CHECK(cudaMemcpyAsync(m.tokens, batch, count * sizeof(int), cudaMemcpyDeviceToDevice, m.stream));
     run_pass(m, key);
-    finish_pass(m);
+    m.accumulated++;
 }
 
 double model_take_loss(Model& m) {

@@ -36,9 +36,6 @@ void model_rehearse(Model& model) {
     model.accumulated = 0;
     model.alpha_time = -1;
     CUDA_CHECK(cudaMemsetAsync(model.grads, 0, static_cast<size_t>(model.registry.arena) * sizeof(float), model.stream));
-    if (fp8.scale.empty())
-        fp8_begin(model);
-    else
-        model_write_fp8(model, fp8);
+    model_write_fp8(model, fp8);
     model_take_loss(model);
 }
