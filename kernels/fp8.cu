@@ -12,13 +12,10 @@ struct QuantizeShared : Shared {
     Fp8ColumnSums sums;
 };
 
-// partial (gridDim.y, S), null: no sums of columns.
+// One tile of (R,S). partial (gridDim.y, S), null: no sums of columns.
 template <class F>
-__global__ void __launch_bounds__(THREADS, sizeof(floatX) == 2 ? 4 : 2)
-    quantize_kernel(F* out, F* out_t, float* partial, const float* factor, const floatX* inp, Fp8Slot slot, int R,
-                    int S) {
-    wait_for_previous();
-    launch_next_early();
+__device__ __forceinline__ void quantize_tile(F* out, F* out_t, float* partial, const float* factor, const floatX* inp,
+                                              const Fp8Slot& slot, int R, int S) {
     using Place = Fp8Place<8>;
     QuantizeShared& shared = shared_as<QuantizeShared>();
     const Place place(R, S);
@@ -48,6 +45,24 @@ __global__ void __launch_bounds__(THREADS, sizeof(floatX) == 2 ? 4 : 2)
     if (partial && thread < place.cols)
         partial[static_cast<int64_t>(blockIdx.y) * S + place.col + thread] =
             (factor ? *factor : 1.0f) * shared.sums.total(thread);
+}
+
+constexpr int QUANTIZE_BLOCKS = sizeof(floatX) == 2 ? 4 : 2;  // on a multiprocessor
+
+template <class F>
+__global__ void __launch_bounds__(THREADS, QUANTIZE_BLOCKS)
+    quantize_kernel(F* out, F* out_t, float* partial, const float* factor, const floatX* inp, Fp8Slot slot, int R,
+                    int S) {
+    wait_for_previous();
+    launch_next_early();
+    quantize_tile(out, out_t, partial, factor, inp, slot, R, S);
+}
+
+template <class F>
+__global__ void __launch_bounds__(THREADS, QUANTIZE_BLOCKS) quantize_each_kernel(const Fp8Job<F>* jobs, int R, int S) {
+    wait_for_previous();
+    const Fp8Job<F> job = jobs[blockIdx.z];
+    quantize_tile<F>(job.out, job.out_t, nullptr, nullptr, job.inp, job.slot, R, S);
 }
 
 template <class F>
@@ -183,6 +198,16 @@ void fp8_quantize_bias(F* out, F* out_t, float* dbias, const floatX* inp, const 
 }
 
 template <class F>
+void fp8_quantize_each(const Fp8Job<F>* jobs, int count, int R, int S, cudaStream_t stream) {
+    dim3 grid = fp8_tiles(R, S);
+    grid.z = static_cast<unsigned>(count);
+    const int64_t n = static_cast<int64_t>(count) * R * S;
+    MOVES("fp8_quantize_each",
+          {reads_bytes(n * static_cast<int64_t>(sizeof(floatX))), writes_bytes(2 * n), reads(jobs, count)});
+    launch_early(quantize_each_kernel<F>, grid, dim3(THREADS), sizeof(QuantizeShared), stream, jobs, R, S);
+}
+
+template <class F>
 void fp8_transpose(F* out_t, const F* inp, int R, int S, cudaStream_t stream) {
     const int64_t n = static_cast<int64_t>(R) * S;
     MOVES("fp8_transpose", {reads(inp, n), writes(out_t, n)});
@@ -199,5 +224,6 @@ template void fp8_quantize_bias(e4m3*, e4m3*, float*, const floatX*, const Fp8Sl
                                 cudaStream_t, const float*);
 template void fp8_quantize_bias(e5m2*, e5m2*, float*, const floatX*, const Fp8Slot&, float*, int, int, bool,
                                 cudaStream_t, const float*);
+template void fp8_quantize_each(const Fp8Job<e4m3>*, int, int, int, cudaStream_t);
 template void fp8_transpose(e4m3*, const e4m3*, int, int, cudaStream_t);
 template void fp8_transpose(e5m2*, const e5m2*, int, int, cudaStream_t);

@@ -65,6 +65,16 @@ void fp8_quantize_bias(F* out, F* out_t, float* dbias, const floatX* inp, const 
                        int S, bool accumulate, cudaStream_t stream, const float* scale = nullptr);
 size_t fp8_bias_scratch_bytes(int R, int S);
 
+// fp8_quantize of several tensors of one shape (R,S) by one launch; jobs (count) in device memory, both copies wanted.
+template <class F>
+struct Fp8Job {
+    F *out, *out_t;
+    const floatX* inp;
+    Fp8Slot slot;
+};
+template <class F>
+void fp8_quantize_each(const Fp8Job<F>* jobs, int count, int R, int S, cudaStream_t stream);
+
 // out_t (S,R) = inp (R,S)^T, for a tensor whose producer wrote rows only. R, S and addresses as above.
 template <class F>
 void fp8_transpose(F* out_t, const F* inp, int R, int S, cudaStream_t stream);

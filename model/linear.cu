@@ -162,11 +162,10 @@ void mlp_backward_to_fc(Model& m, int l, const floatX* du, int N, const float* s
 }
 
 static void convert_weights(Model& m) {
-    for (int number = 0; number < m.fp8.numbers(); number++) {
-        const size_t i = static_cast<size_t>(number);
-        const LinearMap map = linear_map(m, number / MAPS, static_cast<Map>(number % MAPS));
-        fp8_quantize(m.fp8.weight[i], m.fp8.weight_t[i], m.param(map.weight), weight_slot(m, number), map.OC, map.IC,
-                     m.stream);
+    for (int which = 0; which < MAPS; which++) {
+        const LinearMap map = linear_map(m, 0, static_cast<Map>(which));
+        const int layers = m.config.layers;
+        fp8_quantize_each(m.fp8.weight_jobs + which * layers, layers, map.OC, map.IC, m.stream);
     }
 }
 
@@ -207,6 +206,17 @@ void fp8_begin(Model& m) {
         fp8_amax(weight_slot(m, number).amax, m.param(map.weight), static_cast<int64_t>(map.OC) * map.IC, m.stream);
     }
     fp8_update_scales<e4m3>(m.fp8.scales, n, n, m.stream);
+    std::vector<Fp8Job<e4m3>> jobs;
+    for (int which = 0; which < MAPS; which++) {
+        for (int l = 0; l < m.config.layers; l++) {
+            const LinearMap map = linear_map(m, l, static_cast<Map>(which));
+            const size_t i = static_cast<size_t>(map.number);
+            jobs.push_back({m.fp8.weight[i], m.fp8.weight_t[i], m.param(map.weight), weight_slot(m, map.number)});
+        }
+    }
+    CUDA_CHECK(cudaMemcpyAsync(m.fp8.weight_jobs, jobs.data(), jobs.size() * sizeof jobs[0], cudaMemcpyHostToDevice,
+                               m.stream));
+    CUDA_CHECK(cudaStreamSynchronize(m.stream));
     convert_weights(m);
     m.fp8.settled = false;
 }

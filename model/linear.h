@@ -3,11 +3,12 @@
 // In 8 bits input and weight are e4m3 and the gradient of the output is e5m2, each with a scale of its own that follows
 // the largest numbers of earlier updates (kernels/fp8.cuh). What makes a tensor writes it in 8 bits where it can: the
 // seams what sublayers read, the activation its output and its gradient. A tensor is rounded to floatX first, so that a
-// pass of its own gives the same bits; such passes serve all others, and micro-batches in which tensors get a first scale
-// from their own numbers: an update's first, as long as some history holds nothing (a branch that begins with factor 0
-// has no gradients before the second update), and in no more than FP8_HISTORY updates. Backward products want their operands transposed: inputs are kept
-// by rows and transposed just before; weights and gradients of outputs are written both ways at once. Weights are
-// converted behind every update. Gradients of biases are sums of what had not been converted yet.
+// pass of its own gives the same bits; such passes serve all others, and micro-batches in which tensors get a first
+// scale from their own numbers: an update's first, as long as some history holds nothing (a branch that begins with
+// factor 0 has no gradients before the second update), and in no more than FP8_HISTORY updates. Backward products want
+// their operands transposed: inputs are kept by rows and transposed just before; weights and gradients of outputs are
+// written both ways at once. Weights are converted behind every update. Gradients of biases are sums of what had not
+// been converted yet.
 //
 // Evaluation and sampling multiply in floatX, as the other programs do with the same weights.
 #pragma once
@@ -22,12 +23,13 @@ constexpr int MAPS = 4;
 // Map `which` of layer l is number i = 4 l + which; its scales are i (input), n + i (weight), 2 n + i (gradient of the
 // output), with n = 4 L.
 struct Fp8Maps {
-    bool on = false;          // the run's choice
-    bool active = false;      // the pass that is being queued multiplies in 8 bits
-    bool settled = false;     // every tensor has a scale
+    bool on = false;       // the run's choice
+    bool active = false;   // the pass that is being queued multiplies in 8 bits
+    bool settled = false;  // every tensor has a scale
     void* scales_memory = nullptr;
     Fp8Scales scales = {};
     std::vector<e4m3*> input, weight, weight_t;  // (N,IC), (OC,IC), (IC,OC)
+    Fp8Job<e4m3>* weight_jobs = nullptr;         // (4,L) on the device
     e4m3* input_t = nullptr;                     // (IC,N) of the map at hand
     e5m2 *dout = nullptr, *dout_t = nullptr;     // (N,C), (C,N)
     e5m2 *dwide = nullptr, *dwide_t = nullptr;   // (N,max(W,H)), (max(W,H),N): of qkv and fc

@@ -92,6 +92,7 @@ void plan_fp8(Plan& plan, Model& model) {
         fp8.scales_memory = p;
         fp8.scales = fp8_scales_in(p, static_cast<int>(3 * n));
     });
+    plan.want(name, static_cast<int64_t>(n), fp8.weight_jobs);
     const int64_t inner[] = {C, C, C, Fp}, outer[] = {W, C, H, C};
     for (size_t i = 0; i < n; i++)
         for (std::vector<e4m3*>* list : {&fp8.weight, &fp8.weight_t})

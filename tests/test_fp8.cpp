@@ -277,3 +277,46 @@ TEST_CASE("fp8 scales follow the largest abs-max of the history", "[fp8]") {
         }
     }
 }
+
+TEST_CASE("fp8 first scales are of tensors that have no history", "[fp8]") {
+    const int n = 5, first = 1, count = 3;  // of neighbours that must stay as they are
+    Device<float> memory(fp8_scales_bytes(n) / sizeof(float));
+    std::vector<float> host(memory.count, 0.0f);
+    const std::vector<float> amax = {3, 3, 3, 0, 3};
+    for (size_t i = 0; i < n; i++) host[2 * n + i] = amax[i];
+    const size_t known = 2;  // the oldest entry is one too
+    host[known] = 8;
+    host[n + known] = 0.125f;
+    host[3 * n + known * FP8_HISTORY + FP8_HISTORY - 1] = 1e-3f;
+    memory.write(host);
+    fp8_first_scales<e4m3>(fp8_scales_in(memory.data, n), first, count, nullptr);
+    std::vector<float> want = host;
+    want[1] = 128;  // 448 / 3 and no more
+    want[n + 1] = 1 / 128.0f;
+    want[3] = want[n + 3] = 1;  // nothing to go by
+    CHECK(memory.read() == want);
+}
+
+TEST_CASE("fp8 quantize of several tensors by one launch", "[fp8]") {
+    const int R = 144, S = 272, count = 3;
+    Random random(6);
+    Device<float> memory(fp8_scales_bytes(count) / sizeof(float)), want_memory(memory.count);
+    std::vector<float> host(memory.count, 0.0f);
+    for (size_t i = 0; i < count; i++) host[i] = std::exp2(static_cast<float>(i));
+    memory.write(host);
+    want_memory.write(host);
+    const Fp8Scales scales = fp8_scales_in(memory.data, count), want_scales = fp8_scales_in(want_memory.data, count);
+    const Device<floatX> inp(random.normals<floatX>(count * area(R, S)));
+    Device<e4m3> out(count * area(R, S)), out_t(out.count), want(out.count), want_t(out.count);
+    std::vector<Fp8Job<e4m3>> jobs;
+    for (int i = count - 1; i >= 0; i--) {  // in any order
+        const size_t at = static_cast<size_t>(i) * area(R, S);
+        jobs.push_back({out.data + at, out_t.data + at, inp.data + at, scales[i]});
+        fp8_quantize(want.data + at, want_t.data + at, inp.data + at, want_scales[i], R, S, nullptr);
+    }
+    const Device<Fp8Job<e4m3>> d_jobs(jobs);
+    fp8_quantize_each(d_jobs.data, count, R, S, nullptr);
+    CHECK(codes(out, out.count) == codes(want, want.count));
+    CHECK(codes(out_t, out.count) == codes(want_t, want.count));
+    CHECK(memory.read() == want_memory.read());
+}

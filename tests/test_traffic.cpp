@@ -171,6 +171,9 @@ TEST_CASE("launches touch what they declare: tensors in 8 bits", "[traffic]") {
     const int many = 50;
     Device<float> memory(fp8_scales_bytes(many) / sizeof(float));
     memory.zero();
+    Device<e4m3> other(area(N, F)), other_t(area(N, F));
+    const Device<Fp8Job<e4m3>> jobs(std::vector<Fp8Job<e4m3>>{{out.data, out_t.data, d.data, slot},
+                                                              {other.data, other_t.data, pre.data, slot}});
     const std::vector<Launch> all = watch([&] {
         fp8_quantize(out.data, out_t.data, d.data, slot, N, F, nullptr);
         fp8_quantize<e4m3>(nullptr, out_t.data, d.data, slot, N, F, nullptr);
@@ -178,6 +181,8 @@ TEST_CASE("launches touch what they declare: tensors in 8 bits", "[traffic]") {
         fp8_transpose(out_t.data, out.data, N, F, nullptr);
         fp8_amax(slot.amax, d.data, N * F, nullptr);
         fp8_update_scales<e4m3>(fp8_scales_in(memory.data, many), 3, many - 5, nullptr);
+        fp8_first_scales<e4m3>(fp8_scales_in(memory.data, many), 3, many - 5, nullptr);
+        fp8_quantize_each(jobs.data, 2, N, F, nullptr);
         for (Activation act : {Activation::gelu, Activation::gelu_new, Activation::swiglu}) {
             fp8_activation_forward(out.data, pre.data, act, slot, N, F, nullptr);
             fp8_activation_backward(dpre.data, dpre_t.data, out_t.data, dbias.data, d.data, pre.data, act, dslot, slot,
@@ -185,7 +190,7 @@ TEST_CASE("launches touch what they declare: tensors in 8 bits", "[traffic]") {
         }
     });
     CHECK(differences(all) == "");
-    CHECK(all.size() == 7 + 3 * 3);
+    CHECK(all.size() == 9 + 3 * 3);
 }
 
 TEST_CASE("launches touch what they declare: seams that write 8 bits", "[traffic]") {
