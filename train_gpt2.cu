@@ -85,6 +85,9 @@ static void find_out_folder(Run& run) {
                          o.out.c_str());
     }
     make_folders(o.out);
+    if (!hold_folder(o.out))
+        throw user_error("--out %s: another run is writing there; wait until it has ended, or choose another folder",
+                         o.out.c_str());
     checkpoint_prune(o.out, 0);
     if (o.dump_grads.empty()) return;
     // The file is written aside and renamed, which would replace a device like /dev/null.

@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <glob.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -147,6 +148,12 @@ void make_folders(const std::string& path) {
     if (!folder_exists(path)) {
         throw system_error(path, "this folder cannot be made", error ? error.value() : ENOTDIR);
     }
+}
+
+bool hold_folder(const std::string& path) {
+    const int folder = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (folder < 0) throw system_error(path, "this folder cannot be opened", errno);
+    return flock(folder, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;  // left open: that is what holds it
 }
 
 void remove_folder(const std::string& path) {

@@ -13,6 +13,8 @@ bool file_exists(const std::string& path);  // a file, not a folder
 bool folder_exists(const std::string& path);
 void make_folders(const std::string& path);                       // with its parents; fine when it is there already
 void remove_folder(const std::string& path);                      // with all it holds; fine when it is not there
+// Keeps the folder for this process until it ends. False: another one has it. Where locks are not to be had, everyone does.
+bool hold_folder(const std::string& path);
 std::vector<std::string> list_folder(const std::string& path);    // names, sorted
 std::vector<std::string> glob_files(const std::string& pattern);  // sorted; empty when nothing matches
 // 64-bit checksum of a file's bytes (for state.json), as 16 hex digits.

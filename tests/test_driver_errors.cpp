@@ -110,6 +110,22 @@ TEST_CASE("train_gpt2 refuses bad input in one line", "[errors]") {
         "tokenizer");
 }
 
+TEST_CASE("a folder that another run writes to is left alone", "[errors]") {
+    NEEDS_PROGRAMS();
+    TempFolder temp;
+    const std::string prefix = temp.path + "/tiny", out = temp.path + "/run";
+    write_tiny_data(prefix);
+    REQUIRE(run_program("train_gpt2", tiny_args(prefix, out, {"--steps", "2"})).status == 0);
+    REQUIRE(hold_folder(out));
+    CHECK_FALSE(hold_folder(out));
+    const std::string unfinished = out + "/step_00000003.tmp";  // of the other run
+    fs::create_directories(unfinished);
+    check_refused(run_program("train_gpt2", tiny_args(prefix, out, {"--resume", "--steps", "4"})),
+                  "another run is writing there");
+    CHECK(fs::exists(unfinished));
+    CHECK(read_losses(out).size() == 2);
+}
+
 TEST_CASE("checkpoints cut short are refused by file", "[errors]") {
     NEEDS_PROGRAMS();
     TempFolder temp;
