@@ -192,6 +192,7 @@ bench:
 ifeq ($(BACKEND),cpu)
 	$(MAKE) BACKEND=cpu PRECISION=bf16 build/cpu-bf16/bench
 	SIMT_DRY=1 OMP_NUM_THREADS=132 build/cpu-bf16/bench --kernel step --count
+	SIMT_DRY=1 OMP_NUM_THREADS=132 build/cpu-bf16/bench --kernel step --count --fp8
 endif
 carry:
 	dev/carry.sh .carry

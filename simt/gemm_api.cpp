@@ -319,7 +319,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     for (const void* scale : {desc.a_scale, desc.b_scale}) {
         if (!scale) continue;
         if (status = check_scalar(scale, true); status != CUBLAS_STATUS_SUCCESS) return status;
-        scales *= *static_cast<const float*>(scale);
+        if (!simt::dry()) scales *= *static_cast<const float*>(scale);
     }
     if (simt::dry()) return CUBLAS_STATUS_SUCCESS;
     const float beta_value = *static_cast<const float*>(beta);

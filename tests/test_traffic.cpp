@@ -302,12 +302,17 @@ TEST_CASE("a dry machine counts what a real one does", "[traffic]") {
         REQUIRE(result.status == 0);
         return json::parse(read_text(folder.path + "/count.json"));
     };
-    for (const char* rule : {"vanilla", "mhc", "attnres", "gpas+prores+value"}) {
-        INFO(rule);
-        const std::vector<std::string> small = {"--model", "gpt2-nano", "--shape", "2,32", "--residual", rule};
+    for (const auto& [rule, fp8] : {std::pair{"vanilla", false}, {"mhc", false}, {"attnres", false},
+                                    {"gpas+prores+value", false}, {"vanilla", true}}) {
+        INFO(rule << (fp8 ? " --fp8" : ""));
+        std::vector<std::string> small = {"--model", "gpt2-nano", "--shape", "2,32", "--residual", rule};
+        if (fp8) small.push_back("--fp8");
         const json real = count("0", small);
         CHECK(real.size() > 20);
         CHECK(real == count("1", small));
+        std::set<std::string> names;
+        for (const json& row : real) names.insert(row["name"]);
+        CHECK(names.count("mlp backward / fp8_activation_backward") == (fp8 ? 1 : 0));  // not in passes of its own
     }
     // Takes 100 GiB where it really runs.
     const json large = count("1", {"--model", "gpt2-xl", "--shape", "16,1024"});

@@ -1,7 +1,7 @@
 // bench: every kernel by itself, and every residual rule in training updates of a whole model.
 //
 //     bench [--kernel NAME,...] [--shape B,T,C,heads,vocab] [--json FILE]
-//     bench --kernel step [--count] [--model NAME] [--residual NAME] [--norm NAME] [--shape B,T]
+//     bench --kernel step [--count] [--fp8] [--model NAME] [--residual NAME] [--norm NAME] [--shape B,T]
 #include "dev/bench/bench.h"
 
 #include <CLI/CLI.hpp>
@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/files.h"
+#include "dev/bench/array.h"
 #include "kernels/matmul.cuh"
 
 static std::vector<BenchRow> rows;
@@ -73,30 +74,15 @@ std::vector<int> random_tokens(size_t count, int vocab) {
     return tokens;
 }
 
-// Random data: zeros would let a GPU run faster than real numbers do.
-static floatX* random_array(size_t count) {
-    std::vector<floatX> host(count);
-    uint32_t state = 12345;
-    for (auto& x : host) {
-        state = state * 1664525u + 1013904223u;
-        x = from_float<floatX>(static_cast<float>(state >> 8) * 0x1p-24f - 0.5f);
-    }
-    floatX* device;
-    CUDA_CHECK(cudaMalloc(reinterpret_cast<void**>(&device), count * sizeof(floatX)));
-    CUDA_CHECK(cudaMemcpy(device, host.data(), count * sizeof(floatX), cudaMemcpyHostToDevice));
-    return device;
-}
-
 double gemm_flops_per_second() {
     static const double rate = [] {
         const int n = multiprocessors() >= 16 ? 8192 : 1024;  // a size that fills a GPU; a small one for a CPU
         const size_t count = static_cast<size_t>(n) * static_cast<size_t>(n);
-        floatX *a = random_array(count), *b = random_array(count), *c = random_array(count);
+        const Array<floatX> a(count, 0.5f), b(count, 0.5f), c(count);
         Matmul* mm = matmul_create();
         matmul_tune(mm, true);  // the ceiling is what the best algorithm reaches; the first call finds it
-        const double us = time_us([&] { matmul_forward(mm, c, a, b, nullptr, n, n, n, nullptr); });
+        const double us = time_us([&] { matmul_forward(mm, c.data, a.data, b.data, nullptr, n, n, n, nullptr); });
         matmul_destroy(mm);
-        for (floatX* p : {a, b, c}) CUDA_CHECK(cudaFree(p));
         return 2.0 * n * static_cast<double>(count) / us * 1e6;
     }();
     return rate;
@@ -114,6 +100,16 @@ void bench_report(const BenchRow& row) {
     std::printf("%s\n", line.c_str());
     std::fflush(stdout);
     bench_keep(row);
+}
+
+void bench_beside_copy(const std::string& name, const std::string& shape, const std::function<void()>& work) {
+    BenchRow row{name, shape, time_us(work), declared_bytes(work)};
+    const size_t half = static_cast<size_t>(row.bytes / 2) / 16 * 16 + 16;
+    const Array<char> from(half, [](uint32_t bits) { return static_cast<char>(bits >> 24); }), to(half);
+    row.reference_us =
+        time_us([&] { CUDA_CHECK(cudaMemcpyAsync(to.data, from.data, half, cudaMemcpyDeviceToDevice, nullptr)); });
+    row.reference = "copy";
+    bench_report(row);
 }
 
 static void write_json() {
@@ -151,7 +147,7 @@ static int run(int argc, char** argv) {
     BenchShape shape;
     const std::vector<std::pair<std::string, void (*)(const BenchShape&)>> list = {
         {"rows", bench_rows}, {"matmul", bench_matmul}, {"attention", bench_attention},
-        {"attention_decode", bench_attention_decode}, {"rules", bench_rules}, {"step", bench_step}};
+        {"attention_decode", bench_attention_decode}, {"fp8", bench_fp8}, {"rules", bench_rules}, {"step", bench_step}};
     std::string kernels;
     for (const auto& [name, benchmark] : list) kernels += (kernels.empty() ? "" : ", ") + name;
     app.add_option("--kernel", wanted, "some of " + kernels + ", or all")->delimiter(',')->capture_default_str();
@@ -160,6 +156,7 @@ static int run(int argc, char** argv) {
     app.add_option("--residual", shape.residual, "step: the residual rule")->capture_default_str();
     app.add_option("--norm", shape.norm, "step: the norm scheme")->capture_default_str();
     app.add_flag("--count", shape.count, "step: count only, no times (in seconds with SIMT_DRY=1 on the CPU machine)");
+    app.add_flag("--fp8", shape.fp8, "step: layers multiply in 8 bits");
     app.add_option("--json", json_path, "write the rows to this file too");
     try {
         app.parse(argc, argv);
@@ -178,8 +175,11 @@ static int run(int argc, char** argv) {
     for (const std::string& name : wanted)
         if (name != "all" && std::none_of(list.begin(), list.end(), [&](const auto& known) { return known.first == name; }))
             throw user_error("--kernel %s: there are %s, all", name.c_str(), kernels.c_str());
-    if (shape.count && wanted != std::vector<std::string>{"step"})
+    const bool step_alone = wanted == std::vector<std::string>{"step"};
+    if (shape.count && !step_alone)
         throw user_error("--count goes with --kernel step alone: the other benchmarks are nothing but times");
+    if (shape.fp8 && !step_alone)
+        throw user_error("--fp8 goes with --kernel step alone: --kernel fp8 times the kernels of 8 bits by themselves");
     auto asked = [&](const std::string& name) { return std::find(wanted.begin(), wanted.end(), name) != wanted.end(); };
     if (!shape.count)
         std::printf("copy %.1f GB/s, GEMM %.3f TFLOP/s (%s)\n", copy_bytes_per_second() * 1e-9,

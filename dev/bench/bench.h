@@ -25,6 +25,8 @@ double declared_bytes(const std::function<void()>& work);
 double time_us(const std::function<void()>& work);
 // Prints one line and keeps it for --json.
 void bench_report(const BenchRow& row);
+// Times `work` and, between two arrays, a copy that moves as many bytes in all as its launches declare.
+void bench_beside_copy(const std::string& name, const std::string& shape, const std::function<void()>& work);
 // Only keeps it, of a benchmark that prints lines of its own.
 void bench_keep(const BenchRow& row);
 
@@ -36,6 +38,7 @@ struct BenchShape {
     int B = 0, T = 0, C = 0, heads = 0, vocab = 0;  // 0: not given
     std::string model, residual = "vanilla", norm = "pre";  // of bench_step; no model: a small one or gpt2-medium
     bool count = false;                                     // of bench_step: no times
+    bool fp8 = false;                                       // of bench_step: layers multiply in 8 bits
 };
 
 // The benchmarks, each in a file of its own: it times every kernel of its kind and reports rows.
@@ -43,6 +46,7 @@ void bench_rows(const BenchShape& shape);       // bench_rows.cu: what is memory
 void bench_matmul(const BenchShape& shape);     // bench_matmul.cu: products and activations
 void bench_attention(const BenchShape& shape);  // bench_attention.cu
 void bench_attention_decode(const BenchShape& shape);  // the same file: one new query over a cache
+void bench_fp8(const BenchShape& shape);        // bench_fp8.cu: what 8 bits cost, and what they gain
 void bench_rules(const BenchShape& shape);      // bench_rules.cu: residual rules, in training updates of a whole model
 void bench_step(const BenchShape& shape);       // bench_step.cu: one update of a whole model, operation by operation
 

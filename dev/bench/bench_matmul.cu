@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "dev/bench/array.h"
 #include "dev/bench/bench.h"
 #include "kernels/activation.cuh"
 #include "kernels/bias.cuh"
@@ -10,35 +11,17 @@
 
 namespace {
 
-template <class T>
-struct Array {
-    T* data = nullptr;
-    explicit Array(int64_t count, float scale = 1.0f) {
-        std::vector<T> host(static_cast<size_t>(count));
-        uint32_t state = 12345;
-        for (T& x : host) {
-            state = state * 1664525u + 1013904223u;
-            x = from_float<T>((static_cast<float>(state >> 8) * 0x1p-23f - 1.0f) * scale);
-        }
-        CUDA_CHECK(cudaMalloc(reinterpret_cast<void**>(&data), host.size() * sizeof(T)));
-        CUDA_CHECK(cudaMemcpy(data, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
-    }
-    ~Array() { cudaFree(data); }
-    Array(const Array&) = delete;
-    Array& operator=(const Array&) = delete;
-};
-
 // Every product twice where the library leaves a choice: with what is measured to be the fastest, as training runs it,
 // and with what the library's heuristic names first. A fused one stands beside the same work in two steps.
 void products(Matmul* mm, Matmul* first, int N, int C, int OC) {
     const int64_t n = N;
     const std::string shape = format("N=%d C=%d OC=%d", N, C, OC);
     const double flops = 2.0 * N * C * OC;
-    Array<floatX> inp(n * C), weight(static_cast<int64_t>(OC) * C, 0.05f), bias(OC), out(n * OC), pre(n * OC),
-        dout(n * OC);
-    Array<floatX> dinp(n * C), pre_in(n * C);
-    Array<float> dweight(static_cast<int64_t>(OC) * C), dbias(OC), dbias_in(C),
-        scratch(static_cast<int64_t>(bias_scratch_bytes(std::max(C, OC)) / sizeof(float)));
+    Array<floatX> inp(n * C, 1.0f), weight(static_cast<int64_t>(OC) * C, 0.05f), bias(OC, 1.0f), out(n * OC),
+        pre(n * OC), dout(n * OC, 1.0f);
+    Array<floatX> dinp(n * C), pre_in(n * C, 1.0f);
+    Array<float> dweight(static_cast<int64_t>(OC) * C, 1.0f), dbias(OC, 1.0f), dbias_in(C, 1.0f),
+        scratch(bias_scratch_bytes(std::max(C, OC)) / sizeof(float));
     using Work = std::function<void(Matmul*)>;
     const bool choice = matmul_has_choice(mm);
     auto report = [&](const char* name, const Work& work, const Work& two_steps = nullptr) {
@@ -104,7 +87,7 @@ void products(Matmul* mm, Matmul* first, int N, int C, int OC) {
 
 void activations(int64_t N, int C) {
     const int64_t n = N * C;
-    Array<floatX> a(n, 3), b(n), c(n);
+    Array<floatX> a(n, 3.0f), b(n, 1.0f), c(n);
     for (Activation act : {Activation::gelu_new, Activation::gelu}) {
         const std::string shape =
             format("N=%d C=%d %s", static_cast<int>(N), C, act == Activation::gelu_new ? "gelu_new" : "gelu");

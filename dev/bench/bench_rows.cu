@@ -1,8 +1,8 @@
 // The memory-bound kernels: seam, embedding, bias, classifier, AdamW, gradient norm, rotary embedding, SwiGLU, value
 // residual. Each is set beside a plain copy of as many bytes as the kernel must move, measured in the same run.
 #include <cstdint>
-#include <memory>
 
+#include "dev/bench/array.h"
 #include "dev/bench/bench.h"
 #include "kernels/bias.cuh"
 #include "kernels/classifier.cuh"
@@ -16,43 +16,13 @@
 
 namespace {
 
-// Device memory for the life of one benchmark.
-template <class T>
-struct Array {
-    T* data = nullptr;
-    explicit Array(size_t count) { CUDA_CHECK(cudaMalloc(reinterpret_cast<void**>(&data), (count ? count : 1) * sizeof(T))); }
-    Array(size_t count, T (*value)(uint32_t)) : Array(count) {
-        std::vector<T> host(count);
-        uint32_t state = 12345;
-        for (T& x : host) x = value(state = state * 1664525u + 1013904223u);
-        CUDA_CHECK(cudaMemcpy(data, host.data(), count * sizeof(T), cudaMemcpyHostToDevice));
-    }
-    explicit Array(const std::vector<T>& host) : Array(host.size()) {
-        CUDA_CHECK(cudaMemcpy(data, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
-    }
-    ~Array() { cudaFree(data); }
-    Array(const Array&) = delete;
-    Array& operator=(const Array&) = delete;
-};
-floatX uniform_x(uint32_t bits) { return from_float<floatX>(static_cast<float>(bits >> 8) * 0x1p-23f - 1.0f); }
-float uniform(uint32_t bits) { return static_cast<float>(bits >> 8) * 0x1p-23f - 1.0f; }
 float positive(uint32_t bits) { return static_cast<float>(bits >> 8) * 0x1p-24f; }
-
-// Times `work` and, between two arrays, a copy that moves as many bytes in all as its launches declare.
-void report(const std::string& name, const std::string& shape, const std::function<void()>& work) {
-    BenchRow row{name, shape, time_us(work), declared_bytes(work)};
-    size_t half = static_cast<size_t>(row.bytes / 2) / 16 * 16 + 16;
-    Array<char> from(half, [](uint32_t bits) { return static_cast<char>(bits >> 24); }), to(half);
-    row.reference_us = time_us([&] { CUDA_CHECK(cudaMemcpyAsync(to.data, from.data, half, cudaMemcpyDeviceToDevice, nullptr)); });
-    row.reference = "copy";
-    bench_report(row);
-}
 
 void seam(int64_t N, int C) {
     std::string shape = format("N=%lld C=%d", static_cast<long long>(N), C);
     size_t n = static_cast<size_t>(N) * C;
-    Array<floatX> x(n, uniform_x), u(n, uniform_x), x_new(n, uniform_x), z(n, uniform_x), p(n, uniform_x), d(n, uniform_x);
-    Array<float> gain(C, [](uint32_t bits) { return to_float(uniform_x(bits)); }), bias(C, [](uint32_t bits) { return to_float(uniform_x(bits)); });
+    Array<floatX> x(n, 1.0f), u(n, 1.0f), x_new(n, 1.0f), z(n, 1.0f), p(n, 1.0f), d(n, 1.0f);
+    Array<float> gain(C, 1.0f), bias(C, 1.0f);
     Array<float> stats(6 * N), dparams(6 * static_cast<size_t>(C)), scratch(seam_scratch_bytes(C) / sizeof(float));
     auto norm = [&](int i) {
         SeamNorm out;
@@ -76,8 +46,8 @@ void seam(int64_t N, int C) {
         if (c.out) f.out = b.out = norm(0);
         if (c.post) f.post = b.post = norm(1);
         if (c.in) f.in = b.in = norm(2);
-        report(std::string("seam forward, ") + c.name, shape, [&] { vanilla_forward(f, dims, nullptr); });
-        report(std::string("seam backward, ") + c.name, shape,
+        bench_beside_copy(std::string("seam forward, ") + c.name, shape, [&] { vanilla_forward(f, dims, nullptr); });
+        bench_beside_copy(std::string("seam backward, ") + c.name, shape,
                [&] { vanilla_backward(b, dims, scratch.data, nullptr); });
     }
 }
@@ -95,79 +65,81 @@ void embedding(int B, int T, int C, int V) {
     std::vector<int> groups(token_groups_capacity(static_cast<size_t>(N)));
     groups.resize(group_tokens(groups.data(), tokens.data(), N));
     Array<int> device_tokens(tokens), device_groups(groups);
-    Array<floatX> wte(static_cast<size_t>(V) * C, uniform_x), wpe(static_cast<size_t>(T) * C, uniform_x), x(n, uniform_x);
-    Array<float> dwte(static_cast<size_t>(V) * C, uniform), dwpe(static_cast<size_t>(T) * C, uniform);
-    report("embedding forward", shape, [&] {
+    Array<floatX> wte(static_cast<size_t>(V) * C, 1.0f), wpe(static_cast<size_t>(T) * C, 1.0f), x(n, 1.0f);
+    Array<float> dwte(static_cast<size_t>(V) * C, 1.0f), dwpe(static_cast<size_t>(T) * C, 1.0f);
+    bench_beside_copy("embedding forward", shape, [&] {
         embedding_forward(x.data, device_tokens.data, wte.data, wpe.data, B, T, C, nullptr);
     });
-    report("embedding backward, tokens", shape, [&] {
+    bench_beside_copy("embedding backward, tokens", shape, [&] {
         embedding_backward_tokens(dwte.data, x.data, device_groups.data, N, V, C, nullptr);
     });
-    report("embedding backward, positions", shape, [&] {
+    bench_beside_copy("embedding backward, positions", shape, [&] {
         embedding_backward_positions(dwpe.data, x.data, B, T, C, nullptr);
     });
 }
 
 void bias(int64_t N, int OC) {
-    Array<floatX> dout(static_cast<size_t>(N) * OC, uniform_x);
-    Array<float> dbias(OC, uniform), scratch(bias_scratch_bytes(OC) / sizeof(float));
-    report("bias backward", format("N=%lld OC=%d", static_cast<long long>(N), OC),
+    Array<floatX> dout(static_cast<size_t>(N) * OC, 1.0f);
+    Array<float> dbias(OC, 1.0f), scratch(bias_scratch_bytes(OC) / sizeof(float));
+    bench_beside_copy("bias backward", format("N=%lld OC=%d", static_cast<long long>(N), OC),
            [&] { bias_backward(dbias.data, dout.data, scratch.data, N, OC, true, nullptr); });
 }
 
 void classify(int64_t N, int V) {
     int Vp = static_cast<int>(round_up(V, 128));
-    Array<floatX> logits(static_cast<size_t>(N) * Vp, uniform_x);
+    Array<floatX> logits(static_cast<size_t>(N) * Vp, 1.0f);
     Array<float> losses(N);
     Array<int> targets(std::vector<int>(static_cast<size_t>(N), V / 2));
     std::string shape = format("N=%lld V=%d", static_cast<long long>(N), V);
     // In place: from the second call on the "logits" are gradients, which cost the same.
-    report("classifier, loss and gradient", shape,
+    bench_beside_copy("classifier, loss and gradient", shape,
            [&] { classifier(logits.data, losses.data, targets.data, 1e-3f, N, V, Vp, true, nullptr); });
     for (auto [kernel, name] : {std::pair{ClassifierKernel::cached, "cached"}, {ClassifierKernel::resident, "resident"}}) {
         if (kernel == ClassifierKernel::resident && !classifier_row_fits(Vp)) continue;
-        report(format("classifier, %s rows", name), shape, [&, kernel = kernel] {
+        bench_beside_copy(format("classifier, %s rows", name), shape, [&, kernel = kernel] {
             classifier_with(kernel, logits.data, losses.data, targets.data, 1e-3f, N, V, Vp, true, nullptr);
         });
     }
-    report("classifier, loss only", shape,
+    bench_beside_copy("classifier, loss only", shape,
            [&] { classifier(logits.data, losses.data, targets.data, 1e-3f, N, V, Vp, false, nullptr); });
 }
 
 void rope(int B, int T, int NH, int HS) {
-    Array<floatX> qkv(static_cast<size_t>(B) * T * 3 * NH * HS, uniform_x);
+    Array<floatX> qkv(static_cast<size_t>(B) * T * 3 * NH * HS, 1.0f);
     Array<float> table(rope_table_count(T, HS));
     rope_table(table.data, T, HS, 10000.0, nullptr);
     std::string shape = format("B=%d T=%d NH=%d HS=%d", B, T, NH, HS);
-    report("rope forward", shape, [&] { rope_forward(qkv.data, table.data, B, T, NH, NH, HS, nullptr); });
-    report("rope backward", shape, [&] { rope_backward(qkv.data, table.data, B, T, NH, NH, HS, nullptr); });
+    bench_beside_copy("rope forward", shape, [&] { rope_forward(qkv.data, table.data, B, T, NH, NH, HS, nullptr); });
+    bench_beside_copy("rope backward", shape, [&] { rope_backward(qkv.data, table.data, B, T, NH, NH, HS, nullptr); });
 }
 
 void swiglu(int64_t N, int F) {
     size_t n = static_cast<size_t>(N) * F;
-    Array<floatX> gate_up(2 * n, uniform_x), act(n, uniform_x), dgate_up(2 * n);
+    Array<floatX> gate_up(2 * n, 1.0f), act(n, 1.0f), dgate_up(2 * n);
     std::string shape = format("N=%lld F=%d", static_cast<long long>(N), F);
-    report("swiglu forward", shape, [&] { swiglu_forward(act.data, gate_up.data, N, F, nullptr); });
-    report("swiglu backward", shape, [&] { swiglu_backward(dgate_up.data, act.data, gate_up.data, N, F, nullptr); });
+    bench_beside_copy("swiglu forward", shape, [&] { swiglu_forward(act.data, gate_up.data, N, F, nullptr); });
+    bench_beside_copy("swiglu backward", shape,
+                      [&] { swiglu_backward(dgate_up.data, act.data, gate_up.data, N, F, nullptr); });
 }
 
 void value_residual(int64_t N, int C) {
     size_t n = static_cast<size_t>(N) * C;
-    Array<floatX> qkv(3 * n, uniform_x), own(n, uniform_x), first(n, uniform_x);
-    Array<float> dfirst(n, uniform), lambda(std::vector<float>{0.5f, 0.5f}), dlambda(2), scratch(value_scratch_bytes() / sizeof(float));
+    Array<floatX> qkv(3 * n, 1.0f), own(n, 1.0f), first(n, 1.0f);
+    Array<float> dfirst(n, 1.0f), lambda(std::vector<float>{0.5f, 0.5f}), dlambda(2);
+    Array<float> scratch(value_scratch_bytes() / sizeof(float));
     std::string shape = format("N=%lld KV=%d", static_cast<long long>(N), C);
-    report("value residual forward", shape,
+    bench_beside_copy("value residual forward", shape,
            [&] { value_mix(qkv.data, own.data, first.data, lambda.data, N, 3 * C, C, nullptr); });
-    report("value residual backward", shape, [&] {
+    bench_beside_copy("value residual backward", shape, [&] {
         value_mix_backward(qkv.data, dfirst.data, false, dlambda.data, own.data, first.data, lambda.data, scratch.data, N, 3 * C, C, nullptr);
     });
-    report("value residual backward, first", shape,
+    bench_beside_copy("value residual backward, first", shape,
            [&] { value_first_backward(qkv.data, dfirst.data, N, 3 * C, C, nullptr); });
 }
 
 void optimizer(int64_t count) {
     size_t n = static_cast<size_t>(count);
-    Array<float> master(n, uniform), grads(n, uniform), m(n, uniform), v(n, positive), clip(std::vector<float>{1.0f, 1.0f});
+    Array<float> master(n, 1.0f), grads(n, 1.0f), m(n, 1.0f), v(n, positive), clip(std::vector<float>{1.0f, 1.0f});
     Array<floatX> working(sizeof(floatX) == 4 ? 1 : n);
     floatX* params = sizeof(floatX) == 4 ? reinterpret_cast<floatX*>(master.data) : working.data;
     AdamWTensor tensor{0, count, 1e-9f, 0.1f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.05f, 0};
@@ -175,12 +147,13 @@ void optimizer(int64_t count) {
     Array<AdamWTensor> tensors(std::vector<AdamWTensor>{tensor});
     Array<AdamWChunk> chunks(list);
     std::string shape = format("%lld M", static_cast<long long>(count) / 1000000);
-    report("gradient norm", shape, [&, scratch = std::make_shared<Array<char>>(gradient_norm_scratch_bytes(list.size()))] {
+    const Array<char> scratch(gradient_norm_scratch_bytes(list.size()));
+    bench_beside_copy("gradient norm", shape, [&] {
         gradient_norm_moves({tensor});
-        gradient_norm(clip.data, grads.data, tensors.data, chunks.data, static_cast<int>(list.size()), 1.0f, scratch->data,
+        gradient_norm(clip.data, grads.data, tensors.data, chunks.data, static_cast<int>(list.size()), 1.0f, scratch.data,
                       nullptr);
     });
-    report("AdamW", shape, [&] {
+    bench_beside_copy("AdamW", shape, [&] {
         adamw_moves({tensor}, true);
         adamw_update(params, master.data, grads.data, m.data, v.data, tensors.data, chunks.data,
                      static_cast<int>(list.size()), clip.data, true, 1, 2, nullptr);

@@ -1,7 +1,7 @@
 // One update of a whole model, operation by operation: launches, bytes and floating-point operations that every
 // launch declares (kernels/traffic.h), beside the fewest bytes that a fused step could move; and, where it really
 // runs, the time of each between two events. With --count nothing is timed, so that a machine that only counts
-// (SIMT_DRY=1 on the CPU machine) can do it for a model of any size.
+// (SIMT_DRY=1 on the CPU machine) can do it for a model of any size. With --fp8 layers multiply in 8 bits.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -37,7 +37,11 @@ bool starts_with(const std::string& text, const char* start) {
 // gradients being parts of their epilogues): a vanilla residual rule with norms in front of the sublayers, every array
 // crossing the bus once per kernel that cannot be fused with its neighbour. Where the engine does with less, `over` is
 // negative: a product that ends a sublayer adds the stream itself, and gradients that it stores need no zeros before.
-std::vector<Item> ideal(const ModelConfig& c, int B, int T, double unique_tokens, double params) {
+//
+// With fp8 what layers multiply is written twice in 8 bits, by rows and transposed, by the kernel that makes it; all
+// that this adds beyond seams and attention stands in one item, and so does every conversion of the engine. Its
+// activation is a kernel: in the product's epilogue it would have to be kept in floatX as well.
+std::vector<Item> ideal(const ModelConfig& c, int B, int T, double unique_tokens, double params, bool fp8) {
     const double X = sizeof(floatX), F = sizeof(float), N = static_cast<double>(B) * T, C = c.channels, L = c.layers;
     const double row = N * C * X;                                       // one array (N,C)
     const double qkv = N * (C + 2.0 * c.kv_heads * c.head_size()) * X;  // queries, keys, values
@@ -45,7 +49,9 @@ std::vector<Item> ideal(const ModelConfig& c, int B, int T, double unique_tokens
     const double stats = N * F * (c.arch == Arch::gpt2 ? 2 : 1);        // of one norm: mean and 1/deviation
     const double logits = N * c.padded_vocab() * X;
     const double positions = c.arch == Arch::gpt2 ? T * C : 0;  // learned position embeddings
-    const double hidden = c.activation == Activation::swiglu ? N * c.padded_ffn() * X : 0;
+    const double parts = c.activation == Activation::swiglu ? 2 : 1;  // of what the first map of the MLP gives
+    const double hidden = N * c.padded_ffn();
+    const double seam_z = fp8 ? 2 * N * C : row, dqkv = fp8 ? 2 * qkv / X : qkv;
     auto named = [](const char* start) { return [start](const Operation& op) { return starts_with(op.name, start); }; };
     auto within = [](const char* range, const char* start) {
         return [=](const Operation& op) { return op.range == range && starts_with(op.name, start); };
@@ -56,9 +62,10 @@ std::vector<Item> ideal(const ModelConfig& c, int B, int T, double unique_tokens
         // qkv in; out and lse out.
         {"attention forward", L * (qkv + row + lse), within("attention", "attention_")},
         // qkv, out, dout and lse in; dqkv out.
-        {"attention backward", L * (qkv + row + row + lse + qkv), within("attention backward", "attention_")},
-        // 2L seams: u, x in; x_new, z and statistics out. The first: x in; z out.
-        {"seams forward", (2 * L * 4 + 2) * row + (2 * L + 1) * stats, within("seam", "")},
+        {"attention backward", L * (qkv + row + row + lse + dqkv), within("attention backward", "attention_")},
+        // 2L seams: u, x in; x_new, z and statistics out. The first: x in; z out. The head reads floatX in any case.
+        {"seams forward", (2 * L * 3 + 2) * row + 2 * L * seam_z + (2 * L + 1) * stats,
+         [](const Operation& op) { return op.range == "seam" && !starts_with(op.name, "fp8_"); }},
         // 2L+1 seams: dz, x, dx_new and statistics in; dx out. Nothing comes to the last one from behind.
         {"seams backward", ((2 * L + 1) * 4 - 1) * row + (2 * L + 1) * stats, within("seam backward", "")},
         // Logits in, their gradients out, once; targets in, losses out and in.
@@ -70,8 +77,18 @@ std::vector<Item> ideal(const ModelConfig& c, int B, int T, double unique_tokens
         // Gradient, master, both moments in; master, moments, working copy, zeros out.
         {"AdamW", params * (4 * F + 3 * F + (X < F ? X : 0) + F), named("adamw")},
     };
-    // SwiGLU has no epilogue in the library: gate, up in, activation out; with its gradient in, both gradients out.
-    if (hidden > 0) items.push_back({"SwiGLU", L * (3 + 5) * hidden, named("swiglu")});
+    if (fp8) {
+        const double weights = L * C * (qkv / X / N + C + (parts + 1) * c.padded_ffn());
+        // Attention's output; the gradients of both sublayers' outputs, which stay in floatX as the stream's.
+        const double copies = 2 * N * C + 2 * 2 * N * C;
+        // What the first map gives in, rows out; the same and its own gradient in, gradients both ways and itself
+        // transposed out.
+        const double activation = hidden * (parts * X + 1) + hidden * (parts * X + X + 2 * parts + 1);
+        items.push_back({"8-bit conversions", L * (copies + activation) + 2 * weights, named("fp8_")});
+    } else if (parts == 2) {
+        // SwiGLU has no epilogue in the library: gate, up in, activation out; with its gradient in, both gradients out.
+        items.push_back({"SwiGLU", L * (3 + 5) * hidden * X, named("swiglu")});
+    }
     return items;
 }
 
@@ -82,6 +99,7 @@ struct Step {
     ModelPtr model;
     std::vector<int> tokens;
     int64_t step = 0;
+    bool fp8;
 
     explicit Step(const BenchShape& asked) {
         const bool small = multiprocessors() < 16;  // not a large GPU
@@ -92,9 +110,20 @@ struct Step {
         config.context = std::max(config.context, T);
         config.residual = asked.residual;
         config.norm_scheme = asked.norm;
-        model = model_create(config, B, T, Use::training);
-        if (!asked.count) model_init_weights(*model, 1337);
+        fp8 = asked.fp8;
+        model = model_create(config, B, T, Use::training, Recompute::none, fp8);
+        if (!asked.count)
+            model_init_weights(*model, 1337);
+        else if (fp8)
+            settle_scales();
         tokens = random_tokens(static_cast<size_t>(B) * static_cast<size_t>(T) + 1, config.vocab);
+    }
+    // Where nothing is executed no tensor would ever get a scale, and a model without scales converts in passes of their
+    // own. Updates that are timed find theirs: made-up ones would leave gradients of zeros, which multiply faster.
+    void settle_scales() {
+        Fp8State state = model_read_fp8(*model);
+        for (std::vector<float>* list : {&state.scale, &state.history}) std::fill(list->begin(), list->end(), 1.0f);
+        model_write_fp8(*model, state);
     }
     void update() {
         model_set_time(*model, 1'000'000 + step, 1);
@@ -163,7 +192,8 @@ void bench_step(const BenchShape& asked) {
     std::vector<int> groups(token_groups_capacity(step.tokens.size() - 1));
     group_tokens(groups.data(), step.tokens.data(), static_cast<int>(N));
     const std::string shape =
-        format("%s %s %s B=%d T=%d", step.preset.c_str(), c.residual.c_str(), c.norm_scheme.c_str(), step.B, step.T);
+        format("%s %s %s%s B=%d T=%d", step.preset.c_str(), c.residual.c_str(), c.norm_scheme.c_str(),
+               step.fp8 ? " fp8" : "", step.B, step.T);
     std::printf("one update, %s, %.1f M parameters, %s\n", shape.c_str(),
                 static_cast<double>(registry.num_params) * 1e-6, sizeof(floatX) == 2 ? "bf16" : "fp32");
     double others = 0, operands = 0, flops = 0, ms = 0;
@@ -183,7 +213,7 @@ void bench_step(const BenchShape& asked) {
         std::printf("%-24s %9.3f %9.3f %+9.3f\n", name, bytes / unit.bytes, now / unit.bytes,
                     (now - bytes) / unit.bytes);
     };
-    const auto items = ideal(c, step.B, step.T, groups[0], static_cast<double>(registry.arena));
+    const auto items = ideal(c, step.B, step.T, groups[0], static_cast<double>(registry.arena), step.fp8);
     for (const Item& item : items) {
         double now = 0;
         for (const Operation& op : operations)
@@ -195,7 +225,7 @@ void bench_step(const BenchShape& asked) {
     line("everything else", 0, others - listed);
     line("sum", least, others);
     // The project's target for this step is set against an estimate of its own.
-    if (step.preset == "gpt2-medium" && step.B == 32 && step.T == 1024 && sizeof(floatX) == 2)
+    if (step.preset == "gpt2-medium" && step.B == 32 && step.T == 1024 && sizeof(floatX) == 2 && !step.fp8)
         std::printf("%.1f %% of the %.1f GB that the target is set against\n", 100 * others / TARGET, TARGET / GB);
     std::printf("%.1f %% of the ideal; operands of products %.3f %s\n", 100 * others / least, operands / unit.bytes,
                 unit.name);

@@ -10,6 +10,7 @@
 #              kernels     every kernel by itself
 #              attention   attention beside PyTorch's best backend over a grid of shapes
 #              models      training speed of gpt2 and gpt2-medium, PyTorch beside it
+#              fp8         the same models on a text, with and without --fp8: speed and loss
 #              rules       what every residual rule adds to a training update of gpt2-medium
 #              report      dev/gpu/results/DATE-GPU-COMMIT.json from what the stages measured
 #
@@ -29,7 +30,7 @@ cd "$(dirname "$0")/../.." || exit 1
 usage() { awk 'NR > 2 && !/^#$|^# /  { exit } /shellcheck/ { exit } NR > 1 { sub(/^# ?/, ""); print }' dev/gpu/check.sh; }
 fail() { echo "check.sh: $*" >&2; exit 1; }
 
-stages=(build tests sanitizer ceilings kernels attention models rules report)
+stages=(build tests sanitizer ceilings kernels attention models fp8 rules report)
 backend=cuda fresh=no force=no wanted=()
 while [ $# -gt 0 ]; do
     case $1 in
@@ -150,7 +151,8 @@ stage_ceilings() { timeout 300 "$python" dev/gpu/ceilings.py --backend "$backend
 
 stage_kernels() {
     programs || return 1
-    timeout 540 "build/$backend-$main/bench" --kernel rows,matmul,attention,attention_decode,step --json "$state/kernels.json"
+    timeout 540 "build/$backend-$main/bench" --kernel rows,matmul,attention,attention_decode,fp8,step \
+        --json "$state/kernels.json"
 }
 
 stage_attention() {
@@ -161,6 +163,21 @@ stage_attention() {
 stage_models() {
     programs || return 1
     timeout 580 "$python" dev/gpu/models.py --backend "$backend" --precision "$main" --json "$state/models.json"
+}
+
+# The text is what every checkout has: its own sources, as bytes. Both sides make the same updates with the same data.
+stage_fp8() {
+    local size=(--model gpt2-medium --model gpt2 --batch 32 --seq 1024 --steps 200 --lr 3e-4)
+    if [ "$backend" = cpu ]; then
+        size=(--model gpt2-nano --batch 2 --seq 64 --steps 20)
+    elif ! nvidia-smi --query-gpu=compute_cap --format=csv,noheader --id=0 | awk '{ exit !($1 >= 8.9) }'; then
+        echo "this card has no 8-bit products: nothing to compare"
+        return 0
+    fi
+    programs || return 1
+    cat ./*.md ./*.cu ./*/*.md ./*/*.cu ./*/*.cuh ./*/*.cpp ./*/*.h > "$state/sources.txt" || return 1
+    timeout 580 "$python" dev/bench/fp8_training.py --build "build/$backend-$main" --text "$state/sources.txt" --seeds 1 \
+        --json "$state/fp8.json" "${size[@]}"
 }
 
 stage_rules() {

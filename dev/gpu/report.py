@@ -16,6 +16,12 @@ RULE_TARGETS = {"prores": 0.005, "gpas": 0.005, "rezero": 0.005, "skipinit": 0.0
                 "lscale_sub": 0.02, "attnres_block": 0.07, "attnres": 0.14, "hc": 0.15, "mhc": 0.18}  # fmt: skip
 
 
+# What --fp8 must gain on gpt2-medium at B=32, T=1024 over bf16; and what a table keeps of a model (not its curves).
+FP8_TARGET = 1.12
+FP8_FIELDS = ("batch", "seq", "steps", "speedup", "last_50_difference", "validation_difference")
+FP8_SIDE_FIELDS = ("precision", "last_50", "validation", "tokens_per_s")
+
+
 def ask(command):
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
@@ -60,6 +66,27 @@ def print_rules(rules, backend):
         print(line)
 
 
+def fp8_numbers(models):
+    """Of every model its numbers; one that was cut short has those of the runs that it finished."""
+    out = {}
+    for name, numbers in models.items():
+        out[name] = {key: numbers[key] for key in FP8_FIELDS if key in numbers}
+        out[name]["seeds"] = [[{key: side[key] for key in FP8_SIDE_FIELDS} for side in pair] for pair in numbers["seeds"]]
+    return out
+
+
+def print_fp8(models, backend):
+    for name, numbers in models.items():
+        if "speedup" not in numbers:
+            continue
+        line = (f"fp8 {name} B={numbers['batch']} T={numbers['seq']}: {numbers['speedup']:.3f} times the tokens/s; loss after "
+                f"{numbers['steps']} updates {numbers['last_50_difference']:+.4f}, validation "
+                f"{numbers['validation_difference']:+.4f}")  # fmt: skip
+        if backend == "cuda" and (name, numbers["batch"], numbers["seq"]) == ("gpt2-medium", 32, 1024):
+            line += f", target {FP8_TARGET}: " + ("met" if numbers["speedup"] >= FP8_TARGET else "MISSED")
+        print(line)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--state", required=True, help="folder in which the stages left their numbers")
@@ -78,6 +105,8 @@ def main():
         result["kernels"] = [{key: row[key] for key in KERNEL_FIELDS if key in row} for row in kernels]
     if rules := read(options.state, "rules"):
         result["rules"] = {row["name"]: {key: row[key] for key in RULE_FIELDS if key in row} for row in rules}
+    if fp8 := read(options.state, "fp8"):
+        result["fp8"] = fp8_numbers(fp8)
     for name in ("models", "attention", "sanitizer"):
         if (part := read(options.state, name)) is not None:
             result[name] = part
@@ -94,6 +123,7 @@ def main():
             print(f"{name}: {json.dumps(result[name])}")
     if "kernels" in result:
         print(f"kernels: {len(result['kernels'])}")
+    print_fp8(result.get("fp8", {}), options.backend)
     print_rules(result.get("rules", {}), options.backend)
 
 
