@@ -8,7 +8,7 @@ A text becomes bytes, one tenth held out; --train and --val name shards instead.
 batches with and without --fp8, so that the two runs differ in rounding alone. What this script does not know goes to
 train_gpt2 as it is. Losses: the mean of the last 50 updates, and the whole validation split, which both sides read in
 the build's precision. Noise is what another seed changes: the standard deviation over the seeds; the mean difference
-comes with its standard error. fp8_curve.py emulates the same recipe in PyTorch.
+comes with its standard error; of one seed both are nan. fp8_curve.py emulates the same recipe in PyTorch.
 """
 
 import argparse
