@@ -17,6 +17,7 @@ static std::string bytes_text(size_t bytes) {
 void print_dry_run(const TrainOptions& o, const ModelConfig& config, const RunSizes& sizes) {
     const int B = sizes.B, T = sizes.T;
     const double flops = flops_per_token(config, T);
+    if (o.fp8) check_fp8(config, B, T);
     printf("%-24s%lld\n", "parameters", static_cast<long long>(build_registry(config).num_params));
     printf("%-24s%.6e (seq %d)\n", "FLOPs per token", flops, T);
     printf("%-24s%lld (%lld micro-batches of %d x %d)\n", "tokens per update", static_cast<long long>(sizes.total_batch),

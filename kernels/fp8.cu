@@ -110,14 +110,20 @@ __device__ __forceinline__ float power_of_two_scale(float amax, float largest) {
     return __uint_as_float(min(exponent, (126u + 127u) << 23));
 }
 
+constexpr float FLOAT_MAX = 3.402823466e38f;
+
 __global__ void __launch_bounds__(THREADS)
-    update_scales_kernel(Fp8Scales scales, int first, int count, float largest, bool remember) {
+    update_scales_kernel(Fp8Scales scales, const float* norm, int first, int count, float largest, bool remember) {
     wait_for_previous();
     int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= count) return;
     i += first;
     float newest = __uint_as_float(scales.amax[i]);
-    if (newest > 3.402823466e38f) newest = 0.0f;  // infinity
+    if (norm && !(fabsf(*norm) <= FLOAT_MAX)) {
+        scales.amax[i] = 0;
+        return;
+    }
+    if (newest > FLOAT_MAX) newest = 0.0f;  // infinity
     float* history = scales.history + static_cast<int64_t>(i) * FP8_HISTORY;
     float amax = newest;
     if (remember) {
@@ -150,13 +156,13 @@ Fp8Scales fp8_scales_in(void* memory, int n) {
 }
 
 template <class F>
-void fp8_update_scales(const Fp8Scales& scales, int first, int count, cudaStream_t stream) {
+void fp8_update_scales(const Fp8Scales& scales, int first, int count, cudaStream_t stream, const float* norm) {
     const float* history = scales.history + static_cast<int64_t>(first) * FP8_HISTORY;  // its oldest is only written
     MOVES("fp8_update_scales", {updates(scales.amax + first, count), reads(history, count * (FP8_HISTORY - 1)),
                                 writes(history, count * FP8_HISTORY), updates(scales.scale + first, count),
                                 writes(scales.inverse + first, count)});
     launch_early(update_scales_kernel, dim3(static_cast<unsigned>(ceil_div(count, THREADS))), dim3(THREADS), 0, stream,
-                 scales, first, count, Fp8Format<F>::largest, true);
+                 scales, norm, first, count, Fp8Format<F>::largest, true);
 }
 
 template <class F>
@@ -165,7 +171,7 @@ void fp8_first_scales(const Fp8Scales& scales, int first, int count, cudaStream_
                                reads(scales.history + static_cast<int64_t>(first) * FP8_HISTORY, count * FP8_HISTORY),
                                updates(scales.scale + first, count), writes(scales.inverse + first, count)});
     launch_early(update_scales_kernel, dim3(static_cast<unsigned>(ceil_div(count, THREADS))), dim3(THREADS), 0, stream,
-                 scales, first, count, Fp8Format<F>::largest, false);
+                 scales, nullptr, first, count, Fp8Format<F>::largest, false);
 }
 
 void fp8_amax(unsigned* amax, const floatX* x, int64_t n, cudaStream_t stream) {
@@ -214,8 +220,8 @@ void fp8_transpose(F* out_t, const F* inp, int R, int S, cudaStream_t stream) {
     launch_early(transpose_kernel<F>, fp8_tiles(R, S), dim3(THREADS), sizeof(Shared), stream, out_t, inp, R, S);
 }
 
-template void fp8_update_scales<e4m3>(const Fp8Scales&, int, int, cudaStream_t);
-template void fp8_update_scales<e5m2>(const Fp8Scales&, int, int, cudaStream_t);
+template void fp8_update_scales<e4m3>(const Fp8Scales&, int, int, cudaStream_t, const float*);
+template void fp8_update_scales<e5m2>(const Fp8Scales&, int, int, cudaStream_t, const float*);
 template void fp8_first_scales<e4m3>(const Fp8Scales&, int, int, cudaStream_t);
 template void fp8_first_scales<e5m2>(const Fp8Scales&, int, int, cudaStream_t);
 template void fp8_quantize(e4m3*, e4m3*, const floatX*, const Fp8Slot&, int, int, cudaStream_t);

@@ -7,8 +7,8 @@
 // FP8_HISTORY updates, so that a tensor is converted in the pass that produces it. Here a scale is a power of two, the
 // largest with scale max|x| <= the format's largest number: multiplying by it rounds nothing, so that only the
 // conversion does; the scale of a slowly moving tensor stands still; and on average half a binade is left for growth.
-// What grows beyond that saturates until the next update. Infinity and NaN become NaN, so that the loss shows them, and
-// leave the history alone.
+// What grows beyond that saturates until the next update. Infinity and NaN become NaN, so that the loss shows them; the
+// largest numbers of an update that is skipped for them leave the history alone.
 //
 // Deterministic: a maximum is the same in every order.
 #pragma once
@@ -43,8 +43,11 @@ Fp8Scales fp8_scales_in(void* memory, int n);
 
 // The update of tensors first .. first+count-1, all of format F: amax enters the history and becomes zero again, the
 // scale follows from the history's largest. A history of zeros leaves the scale as it is, or makes it 1.
+// norm: in device memory, of the gradients of the update; if it is not finite, as when the update is skipped, amax becomes
+// zero and nothing else changes. null: it is.
 template <class F>
-void fp8_update_scales(const Fp8Scales& scales, int first, int count, cudaStream_t stream);
+void fp8_update_scales(const Fp8Scales& scales, int first, int count, cudaStream_t stream,
+                       const float* norm = nullptr);
 
 // Of such tensors those whose history holds nothing yet: the scale follows from amax as it is now, which stays.
 template <class F>

@@ -132,7 +132,7 @@ struct Fp8Place {
 };
 // A block for every tile of (R,S).
 inline dim3 fp8_tiles(int R, int S) {
-    CHECK(R > 0 && S > 0 && R % 16 == 0 && S % 16 == 0);
+    CHECK(R > 0 && S > 0 && R % 16 == 0 && S % 16 == 0 && R <= 65535 * Fp8Tile::SIZE);
     return dim3(static_cast<unsigned>(ceil_div(S, Fp8Tile::SIZE)), static_cast<unsigned>(ceil_div(R, Fp8Tile::SIZE)));
 }
 

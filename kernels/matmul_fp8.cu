@@ -73,11 +73,13 @@ bool matmul_fp8_supported(Matmul* mm) {
     const Fp8Matrix<e5m2> dx{static_cast<const e5m2*>(mm->workspace), scale};
     auto* out = static_cast<floatX*>(mm->workspace);
     const floatX* bias = sizeof(floatX) == 2 ? out : nullptr;
-    for (const Product& p :
-         {forward_product(out, x, x, bias, size, size, size), input_product(out, dx, x, size, size, size, nullptr),
-          weight_product(static_cast<float*>(mm->workspace), dx, x, size, size, size, nullptr)})
-        if (!find_plan(mm, p, nullptr).supported) return false;
-    return true;
+    auto* dweight = static_cast<float*>(mm->workspace);
+    bool all = find_plan(mm, forward_product(out, x, x, bias, size, size, size), nullptr).supported;
+    for (const float* alpha : {static_cast<const float*>(nullptr), scale})
+        for (const Product& p : {input_product(out, dx, x, size, size, size, alpha),
+                                 weight_product(dweight, dx, x, size, size, size, alpha)})
+            all = all && find_plan(mm, p, nullptr).supported;
+    return all;
 }
 
 void matmul_fp8_forward(Matmul* mm, floatX* out, Fp8Matrix<e4m3> inp, Fp8Matrix<e4m3> weight, const floatX* bias, int N,

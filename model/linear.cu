@@ -191,21 +191,14 @@ void fp8_update(Model& m, Comm* comm) {
     if (!m.fp8.on) return;
     const int n = m.fp8.numbers();
     comm_largest(comm, reinterpret_cast<float*>(m.fp8.scales.amax), static_cast<size_t>(3 * n), m.stream);
-    fp8_update_scales<e4m3>(m.fp8.scales, 0, 2 * n, m.stream);
-    fp8_update_scales<e5m2>(m.fp8.scales, 2 * n, n, m.stream);
+    fp8_update_scales<e4m3>(m.fp8.scales, 0, 2 * n, m.stream, m.clip);
+    fp8_update_scales<e5m2>(m.fp8.scales, 2 * n, n, m.stream, m.clip);
     convert_weights(m);
     if (!m.fp8.settled) m.fp8.settled = is_settled(model_read_fp8(m));  // waits: in a run's first updates only
 }
 
-void fp8_begin(Model& m) {
+void fp8_ready(Model& m) {
     if (!m.fp8.on) return;
-    const int n = m.fp8.numbers();
-    set_zero(m.fp8.scales_memory, fp8_scales_bytes(3 * n), m.stream);
-    for (int number = 0; number < n; number++) {
-        const LinearMap map = linear_map(m, number / MAPS, static_cast<Map>(number % MAPS));
-        fp8_amax(weight_slot(m, number).amax, m.param(map.weight), static_cast<int64_t>(map.OC) * map.IC, m.stream);
-    }
-    fp8_update_scales<e4m3>(m.fp8.scales, n, n, m.stream);
     std::vector<Fp8Job<e4m3>> jobs;
     for (int which = 0; which < MAPS; which++) {
         for (int l = 0; l < m.config.layers; l++) {
@@ -217,6 +210,17 @@ void fp8_begin(Model& m) {
     CUDA_CHECK(cudaMemcpyAsync(m.fp8.weight_jobs, jobs.data(), jobs.size() * sizeof jobs[0], cudaMemcpyHostToDevice,
                                m.stream));
     CUDA_CHECK(cudaStreamSynchronize(m.stream));
+}
+
+void fp8_begin(Model& m) {
+    if (!m.fp8.on) return;
+    const int n = m.fp8.numbers();
+    set_zero(m.fp8.scales_memory, fp8_scales_bytes(3 * n), m.stream);
+    for (int number = 0; number < n; number++) {
+        const LinearMap map = linear_map(m, number / MAPS, static_cast<Map>(number % MAPS));
+        fp8_amax(weight_slot(m, number).amax, m.param(map.weight), static_cast<int64_t>(map.OC) * map.IC, m.stream);
+    }
+    fp8_update_scales<e4m3>(m.fp8.scales, n, n, m.stream);
     convert_weights(m);
     m.fp8.settled = false;
 }
@@ -238,7 +242,9 @@ Fp8State model_read_fp8(Model& m) {
 void model_write_fp8(Model& m, const Fp8State& state) {
     if (!m.fp8.on || state.scale.empty()) return;
     const size_t n = 3 * static_cast<size_t>(m.fp8.numbers());
-    CHECK(state.scale.size() == n && state.history.size() == n * FP8_HISTORY);
+    if (state.scale.size() != n || state.history.size() != n * FP8_HISTORY)
+        throw user_error("the scales of 8-bit products are of another model (%zu tensors, not %zu): use another checkpoint",
+                         state.scale.size(), n);
     std::vector<float> inverse;
     for (float scale : state.scale) inverse.push_back(scale > 0 ? 1.0f / scale : 0.0f);
     set_zero(m.fp8.scales.amax, n * sizeof(unsigned), m.stream);

@@ -63,6 +63,8 @@ void mlp_backward_to_fc(Model& m, int l, const floatX* du, int N, const float* s
 
 // In 8 bits, behind an update (with a comm over all ranks): the scales, and the weights that it has changed.
 void fp8_update(Model& m, Comm* comm);
+// The memory is there: the table of weights.
+void fp8_ready(Model& m);
 // Of new weights: their scales and conversion. Nothing else has a scale.
 void fp8_begin(Model& m);
 // Whether the coming micro-batch gives first scales.

@@ -1,6 +1,7 @@
 // What a model allocates. One list serves the allocation, `--dry-run`, and the check that it will fit.
 #include <algorithm>
 #include <functional>
+#include <numeric>
 
 #include "kernels/attention.cuh"
 #include "kernels/bias.cuh"
@@ -296,6 +297,7 @@ int largest_batch(const ModelConfig& config, int T, Use use, size_t free_bytes, 
         int middle = low + (high - low) / 2;
         (fits(middle) ? low : high) = middle;
     }
+    if (fp8) low -= low % (16 / std::gcd(16, T));
     return low;
 }
 
@@ -322,7 +324,7 @@ static std::string memory_advice(const ModelConfig& config, int B, int T, Use us
 }
 
 // Products in 8 bits go by blocks of 16.
-static void check_fp8(const ModelConfig& c, int B, int T) {
+void check_fp8(const ModelConfig& c, int B, int T) {
     const int kv = c.kv_heads * c.head_size();
     if (c.channels % 16 != 0 || kv % 16 != 0)
         throw user_error("--fp8 needs channels in multiples of 16; this model has %d, and %d of them in its keys",
@@ -346,6 +348,11 @@ ModelPtr model_create(const ModelConfig& config, int B, int T, Use use, Recomput
 
     ModelPtr owner(new Model(blueprint(config, B, T, use, recompute, fp8)));
     Model& model = *owner;
+    model.mm = matmul_create();
+    if (fp8 && !matmul_fp8_supported(model.mm))
+        throw user_error(
+            "--fp8: this card, or its cuBLASLt, has no 8-bit products (compute capability 8.9 or later); "
+            "train without it");
     for (const Segment& segment : plan(model)) {
         char* memory = nullptr;
         if (cudaMalloc(reinterpret_cast<void**>(&memory), segment.bytes()) != cudaSuccess)
@@ -365,11 +372,6 @@ ModelPtr model_create(const ModelConfig& config, int B, int T, Use use, Recomput
     model.targets = model.tokens + static_cast<int64_t>(B) * T;
 
     CUDA_CHECK(cudaStreamCreate(&model.stream));
-    model.mm = matmul_create();
-    if (fp8 && !matmul_fp8_supported(model.mm))
-        throw user_error(
-            "--fp8: this card, or its cuBLASLt, has no 8-bit products (compute capability 8.9 or later); "
-            "train without it");
     const size_t arena = static_cast<size_t>(model.registry.arena);
     CUDA_CHECK(cudaMemsetAsync(model.params, 0, arena * sizeof(floatX), model.stream));
     CUDA_CHECK(cudaMemsetAsync(model.loss_sum, 0, sizeof(double), model.stream));
@@ -380,6 +382,7 @@ ModelPtr model_create(const ModelConfig& config, int B, int T, Use use, Recomput
     }
     if (model.rope) rope_table(model.rope, config.context, config.head_size(), config.rope_theta, model.stream);
     model.rule().ready(model.stream);
+    fp8_ready(model);
     return owner;
 }
 

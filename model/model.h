@@ -25,6 +25,8 @@ size_t total_bytes(const std::vector<MemorySegment>& segments);
 // The largest batch of length T whose segments fit into `free_bytes`; 0: not even one.
 int largest_batch(const ModelConfig& config, int T, Use use, size_t free_bytes, Recompute recompute = Recompute::none,
                   bool fp8 = false);
+// UserError where micro-batches of B x T of this model cannot be multiplied in 8 bits.
+void check_fp8(const ModelConfig& config, int B, int T);
 // Of N tokens in a micro-batch, how many have logits at a time.
 int64_t logits_rows(const ModelConfig& config, int64_t N);
 

@@ -30,6 +30,7 @@ void model_rehearse(Model& model) {
     matmul_tune(model.mm, true);
     model_forward_backward(model, tokens.data(), tokens.data() + 1, model.B, model.T, 1.0 / static_cast<double>(N));
     model_average_grads(model, nullptr);
+    if (model.fp8.on) forward(model, model.B, model.T, true);  // evaluation multiplies in floatX
     matmul_tune(model.mm, false);
     model.graphs->on = graphs;
     model.passes = passes;

@@ -50,7 +50,7 @@ python=${PYTHON:-python3}
 jobs=$(nproc)
 commit=${COMMIT:-$(git describe --always --dirty --abbrev=7 2> /dev/null || echo unknown)}
 deps=${DEPS:-$([ -d .carry ] && echo .carry)}
-tags=${KERNEL_TAGS:-"[attention],[seam],[embedding],[bias],[classifier],[adamw],[gradient_norm],[activation],[matmul],[ptx]"}
+tags=${KERNEL_TAGS:-"[attention],[seam],[embedding],[bias],[classifier],[adamw],[gradient_norm],[activation],[matmul],[fp8],[ptx]"}
 export OMP_WAIT_POLICY=passive
 case $backend in
     cuda)
