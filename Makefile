@@ -51,9 +51,9 @@ ifeq ($(PCRE2),)
   LIBRARY := $(filter-out $(NEEDS_PCRE2),$(LIBRARY))
 endif
 # Tests of kernels and of the CPU machine: what the check and asan variants build; check has the rules inside a model too.
-KERNEL_TESTS := $(wildcard $(addprefix tests/test_,$(addsuffix .c*,simt* ptx* matmul* fp8* cublaslt activation attention* seam* depth_attention \
+KERNEL_TESTS := $(wildcard $(addprefix tests/test_,$(addsuffix .c*,simt* ptx* matmul* fp8 fp8_activation cublaslt activation attention* seam* depth_attention \
                   embedding bias classifier scoring rope swiglu upload adamw gradient_norm nccl hc mhc \
-                  branch_scale value_residual x0 gate_clip $(if $(filter check,$(VARIANT)),rules traffic))))
+                  branch_scale value_residual x0 gate_clip $(if $(filter check,$(VARIANT)),rules traffic fp8_model))))
 ALL_TESTS := $(filter-out $(if $(PCRE2),,$(NEEDS_PCRE2)),$(wildcard tests/test_*.cpp tests/test_*.cu)) tests/run_program.cpp
 TESTS := $(if $(VARIANT),$(KERNEL_TESTS) tests/run_program.cpp,$(if $(filter cuda,$(BACKEND)),$(filter-out tests/test_simt% tests/test_traffic%,$(ALL_TESTS)),$(ALL_TESTS)))
 
