@@ -99,6 +99,23 @@ TEST_CASE("launches touch what they declare: updates with every rule", "[traffic
     CHECK(cases > 20);
 }
 
+TEST_CASE("launches touch what they declare: updates in 8 bits", "[traffic]") {
+    if (!simt::measures_touched) SKIP_TEST(NO_MEASURING);
+    for (Arch arch : {Arch::gpt2, Arch::llama}) {
+        const ModelConfig config = plain(arch);
+        const int B = 4, T = CONTEXT - CONTEXT % 4;
+        ModelPtr model = model_create(config, B, T, Use::training, Recompute::norm, true);
+        model_write_master(*model, recipe_arena(model_registry(*model), small_weights).data(), 1, 0);
+        // The first update finds scales, in passes of their own.
+        CHECK(differences(watch([&] { one_update(*model, B, T); })) == "");
+        const std::vector<Launch> all = watch([&] { one_update(*model, B, T); });
+        CHECK(differences(all) == "");
+        int fused = 0;
+        for (const Launch& launch : all) fused += launch.declared.name.rfind("fp8_activation", 0) == 0;
+        CHECK(fused == 2 * config.layers);
+    }
+}
+
 TEST_CASE("launches touch what they declare: scoring and decoding", "[traffic]") {
     if (!simt::measures_touched) SKIP_TEST(NO_MEASURING);
     const ModelConfig config = plain(Arch::llama);
