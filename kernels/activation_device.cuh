@@ -1,10 +1,10 @@
 // The functions of kernels/activation.cuh and kernels/swiglu.cuh, value and slope of one number: what every kernel that
 // applies them shares. Sums of products are spelled out as fmaf, so that a compiler has nothing to contract: the bits
 // are the same in every kernel, whatever else it computes from the same numbers.
-// exp2_approx and __fdividef are three instructions on a GPU; expf and a division are twenty, and kernels that write
-// 8 bits would wait for arithmetic instead of memory.
+// exp2_approx and reciprocal_approx are an instruction each on a GPU; expf and a division are twenty, and kernels that
+// write 8 bits would wait for arithmetic instead of memory.
 #pragma once
-#include <ptx.cuh>  // exp2_approx
+#include <ptx.cuh>  // exp2_approx, reciprocal_approx
 
 #include "kernels/common.cuh"
 
@@ -12,28 +12,22 @@ struct ActivationPoint {
     float value, slope;
 };
 
-// sigma(x) and 1 - sigma(x) from e = e^-|x|, which can't overflow; neither loses digits to the other.
-struct Sigmoid {
-    float value, rest, product;  // product: sigma (1 - sigma)
-
-    // y = x / ln 2
-    static __device__ __forceinline__ Sigmoid at(float y) {
-        const float e = exp2_approx(-fabsf(y)), r = __fdividef(1.0f, 1.0f + e), small = e * r;
-        return {y < 0.0f ? small : r, y < 0.0f ? r : small, small * r};
-    }
-};
+// sigma(x) = 1 / (1 + e^-x), for y = -x / ln 2. Small values keep their digits, and an infinite e^-x gives zero. The
+// slopes below need 1 - sigma as well, next to sigma itself, where the digits it lacks do not show.
+__device__ __forceinline__ float sigmoid(float y) {
+    return reciprocal_approx(1.0f + exp2_approx(y));
+}
 constexpr float LOG2E = 1.4426950408889634f;
 
 // tanh(u) = 2 sigma(2u) - 1, so that gelu_new(h) = h sigma(2u): one exponential and no cancellation for negative h.
-// u = sqrt(2/pi) (h + 0.044715 h^3); the slope is sigma + h 2 sigma (1 - sigma) du/dh.
+// u = sqrt(2/pi) (h + 0.044715 h^3); the slope is sigma + h sigma (1 - sigma) 2 du/dh.
 struct GeluNew {
     static constexpr float SCALE = 2 * 0.7978845608028654f;  // 2 sqrt(2/pi)
     static constexpr float CUBIC = 0.044715f;
 
     static __device__ __forceinline__ ActivationPoint at(float h) {
-        const float h2 = h * h;
-        const Sigmoid s = Sigmoid::at(h * fmaf(LOG2E * SCALE * CUBIC, h2, LOG2E * SCALE));
-        return {h * s.value, fmaf(h * s.product, fmaf(SCALE * 3 * CUBIC, h2, SCALE), s.value)};
+        const float h2 = h * h, sigma = sigmoid(h * fmaf(-LOG2E * SCALE * CUBIC, h2, -LOG2E * SCALE)), v = h * sigma;
+        return {v, fmaf(v * (1.0f - sigma), fmaf(SCALE * 3 * CUBIC, h2, SCALE), sigma)};
     }
 };
 
@@ -45,7 +39,7 @@ struct Gelu {
     static constexpr float DENSITY = 0.3989422804014327f;  // 1 / sqrt(2 pi)
 
     static __device__ __forceinline__ ActivationPoint at(float h) {
-        const float bell = exp2_approx(-0.5f * LOG2E * h * h), t = __fdividef(1.0f, fmaf(0.35f, fabsf(h), 1.0f));
+        const float bell = exp2_approx(-0.5f * LOG2E * h * h), t = reciprocal_approx(fmaf(0.35f, fabsf(h), 1.0f));
         float p = -0.02952030812f;
         p = fmaf(p, t, 0.1458046663f);
         p = fmaf(p, t, -0.2595086626f);
@@ -62,8 +56,8 @@ struct Gelu {
 
 struct Silu {
     static __device__ __forceinline__ ActivationPoint at(float g) {
-        const Sigmoid s = Sigmoid::at(LOG2E * g);
-        return {g * s.value, s.value * fmaf(g, s.rest, 1.0f)};
+        const float sigma = sigmoid(-LOG2E * g), v = g * sigma;
+        return {v, fmaf(v, 1.0f - sigma, sigma)};
     }
 };
 

@@ -195,6 +195,14 @@ struct BackwardConsumer {
         return 64 * group + thread / WARP * 16 + lane / 4;
     }  // + 8: the other
 
+    // No probability for queries before the key (first: the key's place among the tile's queries).
+    __device__ __forceinline__ void mask(float (&st)[BQ / 2], int first) const {
+#pragma unroll
+        for (int j = 0; j < BQ / 2; j++) {
+            const int q = j / 4 * 8 + lane % 4 * 2 + j % 2;
+            if (first + j % 4 / 2 * 8 > q) st[j] = 0.0f;
+        }
+    }
     // A fragment (64 rows x 64*BLOCKS columns) to tiles of 64 columns with the 128-byte swizzle.
     template <int BLOCKS, int SIZE>
     __device__ __forceinline__ void to_tiles(__nv_bfloat16 (&tiles)[BLOCKS][SIZE],
@@ -238,13 +246,11 @@ __device__ __forceinline__ void differentiate(typename Tile::Shared& shared, con
             c.start_transposed(dpt, shared.v, shared.dout[slot]);
             wgmma_wait<1>();
             wgmma_hold(st);
-            const bool diagonal = q0 < piece.tile * BK + BK - 1;
 #pragma unroll
-            for (int j = 0; j < BQ / 2; j++) {
-                const int q = j / 4 * 8 + c.lane % 4 * 2 + j % 2;
-                st[j] = exp2_approx(st[j] * factor2 - shared.lse2[slot][q]);
-                if (diagonal && key + j % 4 / 2 * 8 > q0 + q) st[j] = 0.0f;
-            }
+            for (int j = 0; j < BQ / 2; j++)
+                st[j] = exp2_approx(st[j] * factor2 - shared.lse2[slot][j / 4 * 8 + c.lane % 4 * 2 + j % 2]);
+            // Behind the exponentials: they need no mask, and no assembler moves the wait for dP up past this branch.
+            if (q0 < piece.tile * BK + BK - 1) c.mask(st, key - q0);
 #pragma unroll
             for (int j = 0; j < BQ / 4; j++) left[j / 4][j % 4] = pack_bf16(st[2 * j], st[2 * j + 1]);
             wgmma_wait<0>();

@@ -257,7 +257,7 @@ __device__ __forceinline__ void consume(typename Tile::Shared& shared, const For
             c.release(&shared.k_empty[next % STAGES]);
             if ((j - 1) * BK + BK - 1 > first) c.mask(acc, (j - 1) * BK);
             c.softmax(acc, factor);
-            wgmma_wait<0>();
+            wgmma_wait_behind<0>(c.sum[0] + c.sum[1]);  // all of them, while O runs
             wgmma_hold(c.o);
             c.release(&shared.v_empty[use % STAGES]);
             c.scale_output(factor);

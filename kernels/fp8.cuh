@@ -7,8 +7,9 @@
 // FP8_HISTORY updates, so that a tensor is converted in the pass that produces it. Here a scale is a power of two, the
 // largest with scale max|x| <= the format's largest number: multiplying by it rounds nothing, so that only the
 // conversion does; the scale of a slowly moving tensor stands still; and on average half a binade is left for growth.
-// What grows beyond that saturates until the next update. Infinity and NaN become NaN, so that the loss shows them; the
-// largest numbers of an update that is skipped for them leave the history alone.
+// What grows beyond that saturates until the next update. NaN stays NaN and infinity becomes NaN, with the rest of its
+// aligned four in the row (one test for four numbers), so that the loss shows them; the largest numbers of an update
+// that is skipped for them leave the history alone.
 //
 // Deterministic: a maximum is the same in every order.
 #pragma once

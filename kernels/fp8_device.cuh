@@ -41,7 +41,12 @@ struct Fp8Writer {
         Fp8Pack<N> pack;
 #pragma unroll
         for (int i = 0; i < N; i += 4) {
-            const unsigned low = pair(x[i], x[i + 1]), high = pair(x[i + 2], x[i + 3]);
+            const float largest =
+                fmaxf(fmaxf(fabsf(x[i]), fabsf(x[i + 1])), fmaxf(fabsf(x[i + 2]), fabsf(x[i + 3])));
+            amax = fmaxf(amax, largest);
+            // The conversion would turn infinity into the largest number. NaN, which fmaxf passes over, stays NaN.
+            const float spoil = largest - largest;  // 0, or NaN
+            const unsigned low = pair(x[i], x[i + 1], spoil), high = pair(x[i + 2], x[i + 3], spoil);
             pack.word[i / 4] = low | high << 16;
         }
         return pack;
@@ -54,13 +59,9 @@ struct Fp8Writer {
     }
 
   private:
-    __device__ __forceinline__ unsigned pair(float x, float y) {
-        amax = fmaxf(amax, fmaxf(fabsf(x), fabsf(y)));
-        return __nv_cvt_float2_to_fp8x2(make_float2(scaled(x), scaled(y)), __NV_SATFINITE, Fp8Format<F>::kind);
-    }
-    // The conversion would turn infinity into the largest number; x - x is 0, or NaN for infinity and NaN.
-    __device__ __forceinline__ float scaled(float x) const {
-        return fmaf(x, scale, x - x);
+    __device__ __forceinline__ unsigned pair(float x, float y, float spoil) const {
+        const float2 scaled = make_float2(fmaf(x, scale, spoil), fmaf(y, scale, spoil));
+        return __nv_cvt_float2_to_fp8x2(scaled, __NV_SATFINITE, Fp8Format<F>::kind);
     }
 };
 

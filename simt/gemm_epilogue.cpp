@@ -21,10 +21,9 @@ struct Gelu {
     float value, slope;
 };
 __forceinline__ Gelu gelu(float h) {
-    const float h2 = h * h, y = h * __builtin_fmaf(kLog2e * kScale * kCubic, h2, kLog2e * kScale);
-    const float e = exp2_f(-__builtin_fabsf(y)), r = 1.0f / (1.0f + e), small = e * r;
-    const float sigma = y < 0 ? small : r, du = __builtin_fmaf(kScale * 3 * kCubic, h2, kScale);
-    return {h * sigma, __builtin_fmaf(h * (small * r), du, sigma)};
+    const float h2 = h * h, y = h * __builtin_fmaf(-kLog2e * kScale * kCubic, h2, -kLog2e * kScale);
+    const float sigma = reciprocal_ftz(1.0f + exp2_f(y)), v = h * sigma;
+    return {v, __builtin_fmaf(v * (1.0f - sigma), __builtin_fmaf(kScale * 3 * kCubic, h2, kScale), sigma)};
 }
 
 // One piece of a column of D. `acc` may be `d`.

@@ -230,6 +230,9 @@ SIMT_INLINE void cp_async_wait() {
 SIMT_INLINE float exp2_approx(float x) {
     return exp2f(x);
 }
+SIMT_INLINE float reciprocal_approx(float x) {
+    return reciprocal_ftz(x);
+}
 
 SIMT_INLINE uint32_t pack_bf16(float low, float high) {
     return __bfloat16_as_ushort(__float2bfloat16_rn(low)) |

@@ -125,6 +125,10 @@ SIMT_INLINE void wgmma_wait() {
     simt::wgmma_wait(N);
 }
 template <int N>
+SIMT_INLINE void wgmma_wait_behind(float) {
+    simt::wgmma_wait(N);
+}
+template <int N>
 SIMT_INLINE void wgmma_hold(float (&)[N]) {}
 template <int N>
 SIMT_INLINE void wgmma_hold(uint32_t (&)[N]) {}

@@ -175,6 +175,11 @@ __forceinline__ float __fsqrt_rn(float x) {
 __forceinline__ float __frcp_rn(float x) {
     return 1.0f / x;
 }
+// 1/x; results below 2^-126 are zero.
+__forceinline__ float reciprocal_ftz(float x) {
+    const float r = 1.0f / x;
+    return __builtin_fabsf(r) < 0x1p-126f ? 0.0f : r;
+}
 __forceinline__ float __fdividef(float x, float y) {
     return x / y;
 }

@@ -173,6 +173,10 @@ void check_unusual_values() {
         CHECK(got[i * 17] == want[i]);
         CHECK(got_t[i * 17] == want[i]);
     }
+    for (int i = 0; i < 16; i++) {  // row 0 begins with infinity, row 2 has NaN at 2
+        CHECK((got[i] == 0x7f) == (i < 4));
+        CHECK((got[2 * 16 + i] == 0x7f) == (i == 2));
+    }
     CHECK(scaling.amax() == infinity);  // the update of the scales leaves it out
 
     host[0] = host[17] = from_float<floatX>(1.0f);  // NaN is left, which is not a maximum

@@ -120,6 +120,13 @@ __device__ __forceinline__ float exp2_approx(float x) {
     return y;
 }
 
+// 1/x; results below 2^-126 are zero.
+__device__ __forceinline__ float reciprocal_approx(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // Two floats rounded to bf16 in one register, `low` in the lower half: the order of fragments.
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
     uint32_t packed;

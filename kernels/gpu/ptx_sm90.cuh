@@ -213,6 +213,14 @@ template <int N>
 __device__ __forceinline__ void wgmma_wait() {
     SM90_ASM("wgmma.wait_group.sync.aligned %0;\n" ::"n"(N) : "memory");
 }
+// The same, but not before x >= 0 is known. Between a wait and arithmetic on other registers ptxas sees no order, and it
+// moves the wait up: what should run beside the products would run behind them. So x asks for a store that never is.
+template <int N>
+__device__ __forceinline__ void wgmma_wait_behind(float x) {
+    SM90_ASM("{ .reg .pred p; setp.lt.f32 p, %0, 0f00000000; @p st.shared.f32 [%1], %0; }\n" ::"f"(x), "r"(0)
+             : "memory");
+    wgmma_wait<N>();
+}
 // Keeps the compiler from moving registers across this point: use on D (or A) before wgmma_fence and after wgmma_wait.
 template <int N>
 __device__ __forceinline__ void wgmma_hold(float (&d)[N]) {
