@@ -163,7 +163,7 @@ endif
 $(OBJ)/%.cpp.o: %.cpp
 	@mkdir -p $(@D)
 	@echo g++ $<
-	@$(CXX) $(CXXFLAGS) $(OPT) $(DEFINES) $(SIMT_FLAGS) $(INCLUDES) -MMD -MP -c $< -o $@
+	@$(CXX) $(CXXFLAGS) $(OPT) $(DEFINES) $(SIMT_FLAGS) $(INCLUDES) $(FIRST_HEADER) -MMD -MP -c $< -o $@
 $(OBJ)/%.main.o: %.cpp
 	@mkdir -p $(@D)
 	@echo g++ $<
@@ -177,9 +177,18 @@ $(OBJ)/tests/main.cpp.o: build/catch_main.o
 	@mkdir -p $(@D)
 	ln -sf ../../../catch_main.o $@
 
+# Catch2 and the machine's headers take longer to read than most tests take to compile: read once for each build.
+PRECOMPILED := $(OBJ)/tests/precompiled.h
+$(PRECOMPILED).gch: tests/test.h
+	@mkdir -p $(@D)
+	@echo '#include "test.h"' > $(PRECOMPILED)
+	@$(CXX) -x c++-header $(CXXFLAGS) $(OPT) $(DEFINES) $(SIMT_FLAGS) $(INCLUDES) -MMD -MP -c $(PRECOMPILED) -o $@
+$(call objects,$(filter tests/test_%.cpp,$(TESTS))): $(PRECOMPILED).gch
+$(call objects,$(filter tests/test_%.cpp,$(TESTS))): FIRST_HEADER := -include $(PRECOMPILED)
+
 # Option and JSON parsing is compiled for speed of compilation. So are the tests; what they test is compiled for speed.
 $(OBJ)/driver/%.o $(OBJ)/checkpoint/%.o $(OBJ)/eval/%.o $(OBJ)/%.main.o $(OBJ)/model/config.cpp.o: OPT := -O1
-$(OBJ)/tests/%.o: OPT := $(if $(VARIANT),$(OPT),-O1)
+$(OBJ)/tests/%: OPT := $(if $(VARIANT),$(OPT),-O1)
 
 demo: deps
 	dev/demo.sh

@@ -10,7 +10,8 @@
 
 TEST_CASE("files: text written atomically reads back, and nothing else is left", "[files]") {
     TempFolder folder;
-    std::string path = folder / "a.json", text = std::string("one\0two\r\n", 9) + std::string(100000, 'x');
+    std::string path = folder / "a.json", text("one\0two\r\n", 9);
+    text.append(100000, 'x');
     write_text_atomic(path, text);
     REQUIRE(read_text(path) == text);
     write_text_atomic(path, "");
