@@ -33,6 +33,8 @@ BUILD := build/$(BACKEND)-$(PRECISION)$(addprefix -,$(VARIANT))
 OBJ := $(BUILD)/obj
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 
+.DEFAULT_GOAL := all
+
 # ---- sources --------------------------------------------------------------------------------------------------------
 KERNELS := $(wildcard kernels/*.cu kernels/*.cpp residual/*.cu residual/*.cpp optimizer/*.cu)
 LIBRARY := $(wildcard model/*.cu model/*.cpp parallel/*.cpp optimizer/*.cpp dataloader/*.cpp checkpoint/*.cpp \
