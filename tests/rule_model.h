@@ -102,6 +102,31 @@ inline double length(const std::vector<double>& v) {
     for (double x : v) sum += x * x;
     return std::sqrt(sum);
 }
+// ||a - b|| / (||b|| + floor): below the floor values are rounding noise of exact zeros. NaN gives infinity.
+inline double distance(const std::vector<double>& a, const std::vector<double>& b, double floor = 0) {
+    REQUIRE(a.size() == b.size());
+    double sum = 0;
+    for (size_t i = 0; i < a.size(); i++) sum += (a[i] - b[i]) * (a[i] - b[i]);
+    const double error = std::sqrt(sum);
+    return error == error ? error / (length(b) + floor) : INFINITY;
+}
+
+// A model for tests that hold the engine against itself.
+inline ModelConfig small_config(const std::string& residual, const std::string& norm, int layers, int channels,
+                                int context, Arch arch = Arch::gpt2) {
+    ModelConfig c = preset_config(arch == Arch::llama ? "llama-71m" : "gpt2-nano");
+    c.layers = layers;
+    c.heads = 4;
+    c.kv_heads = arch == Arch::llama ? 2 : 4;
+    c.channels = channels;
+    c.ffn = channels / 4 * 9;
+    c.context = context;
+    c.vocab = 37;
+    c.norm_scheme = norm;
+    c.residual = residual;
+    c.init = "normal02";
+    return c;
+}
 
 inline std::vector<double> stored(const SafetensorsFile& file, const std::string& name) {
     const TensorView& view = file.tensors.at(name);

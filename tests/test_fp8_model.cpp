@@ -63,15 +63,6 @@ Outcome outcome(const json& one, const json& s, bool fp8) {
     return out;
 }
 
-// ||a - b|| / (||b|| + floor); NaN gives infinity.
-double distance(const std::vector<double>& a, const std::vector<double>& b, double floor = 0) {
-    REQUIRE(a.size() == b.size());
-    double sum = 0;
-    for (size_t i = 0; i < a.size(); i++) sum += (a[i] - b[i]) * (a[i] - b[i]);
-    const double error = std::sqrt(sum);
-    return error == error ? error / (length(b) + floor) : INFINITY;
-}
-
 // Names and expected values of the tensors KIND/NAME.
 Named expected_of(const SafetensorsFile& file, const std::string& kind) {
     Named out;

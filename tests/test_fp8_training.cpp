@@ -10,25 +10,13 @@ namespace {
 
 constexpr int B = 2, T = 24;
 
-ModelConfig small_config(const std::string& residual, const std::string& norm, Arch arch = Arch::gpt2) {
-    ModelConfig c = preset_config(arch == Arch::llama ? "llama-71m" : "gpt2-nano");
-    c.layers = 2;
-    c.heads = 4;
-    c.kv_heads = arch == Arch::llama ? 2 : 4;
-    c.channels = 64;
-    c.ffn = 144;
-    c.context = T;
-    c.vocab = 37;
-    c.norm_scheme = norm;
-    c.residual = residual;
-    c.init = "normal02";
-    return c;
+ModelConfig config_of(const std::string& residual, const std::string& norm, Arch arch = Arch::gpt2) {
+    return small_config(residual, norm, 2, 64, T, arch);
 }
 const std::vector<ModelConfig>& models() {
     static const std::vector<ModelConfig> all = {
-        small_config("vanilla", "pre"), small_config("gpas", "sandwich", Arch::llama),
-        small_config("mhc", "pre", Arch::llama), small_config("attnres+prores", "pre"),
-        small_config("rezero+value", "post")};
+        config_of("vanilla", "pre"), config_of("gpas", "sandwich", Arch::llama), config_of("mhc", "pre", Arch::llama),
+        config_of("attnres+prores", "pre"), config_of("rezero+value", "post")};
     return all;
 }
 
@@ -175,7 +163,7 @@ TEST_CASE("recomputation changes no bit in 8 bits", "[fp8][fp8_training]") {
 
 TEST_CASE("graphs change no bit in 8 bits", "[fp8][fp8_training]") {
     REQUIRE_FP8();
-    const ModelConfig config = small_config("vanilla", "pre");
+    const ModelConfig config = config_of("vanilla", "pre");
     Outcome want, got;
     ModelPtr plain = fp8_model(config), recorded = fp8_model(config);
     model_use_graphs(*plain, false);
@@ -217,7 +205,7 @@ TEST_CASE("scales are part of what a run goes on from", "[fp8][fp8_training]") {
 
 TEST_CASE("the history holds what was largest", "[fp8][fp8_training]") {
     REQUIRE_FP8();
-    const ModelConfig config = small_config("vanilla", "pre");
+    const ModelConfig config = config_of("vanilla", "pre");
     ModelPtr model = fp8_model(config);
     std::vector<float> before(static_cast<size_t>(model_registry(*model).arena)), largest;
     model_read_master(*model, before.data());
@@ -253,7 +241,7 @@ TEST_CASE("the history holds what was largest", "[fp8][fp8_training]") {
 TEST_CASE("a tensor that was zero gets its first scale when it no longer is", "[fp8][fp8_training]") {
     REQUIRE_FP8();
     // At update 0 the schedule multiplies every branch by 0: nothing comes back to what the last maps read.
-    const ModelConfig config = small_config("vanilla+prores", "pre");
+    const ModelConfig config = config_of("vanilla+prores", "pre");
     ModelPtr model = fp8_model(config);
     Outcome out;
     train(*model, out, 1, 1);
@@ -276,7 +264,7 @@ TEST_CASE("a tensor that was zero gets its first scale when it no longer is", "[
 
 TEST_CASE("an update that is skipped leaves scales as they were", "[fp8][fp8_training]") {
     REQUIRE_FP8();
-    const ModelConfig config = small_config("vanilla", "pre");
+    const ModelConfig config = config_of("vanilla", "pre");
     UpdateSettings settings;
     settings.lr = settings.peak_lr = 1e-2;
     const size_t n = 4 * static_cast<size_t>(config.layers);
@@ -321,7 +309,7 @@ TEST_CASE("8 bits are refused where they cannot be", "[fp8][fp8_training]") {
         }
         return "none";
     };
-    ModelConfig c = small_config("vanilla", "pre");
+    ModelConfig c = config_of("vanilla", "pre");
     CHECK(message(c, 3, 23) == "--fp8 needs batch x seq to be a multiple of 16; 3 x 23 = 69 is none");
     CHECK(message(c, 2, 24) == "none");
     c.channels = 72;

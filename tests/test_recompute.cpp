@@ -11,7 +11,9 @@ constexpr bool bf16 = sizeof(floatX) == 2;
 constexpr int B = 2, T = 6;
 const std::vector<Recompute> levels = {Recompute::none, Recompute::gelu, Recompute::norm, Recompute::block};
 
-const std::string& level_name(Recompute level) { return recompute_names()[static_cast<size_t>(level)]; }
+const std::string& level_name(Recompute level) {
+    return recompute_names()[static_cast<size_t>(level)];
+}
 
 // What updates give, the first of two micro-batches with an evaluation in between.
 struct Outcome {
@@ -64,18 +66,8 @@ void check_levels(const ModelConfig& config, const std::vector<Recompute>& compa
     }
 }
 
-ModelConfig small_config(const std::string& residual, const std::string& norm, int layers, Arch arch = Arch::gpt2) {
-    ModelConfig c = preset_config(arch == Arch::llama ? "llama-71m" : "gpt2-nano");
-    c.layers = layers;
-    c.heads = 4;
-    c.kv_heads = arch == Arch::llama ? 2 : 4;
-    c.channels = 32;
-    c.ffn = 72;
-    c.context = T;
-    c.vocab = 37;
-    c.norm_scheme = norm;
-    c.residual = residual;
-    c.init = "normal02";
+ModelConfig config_of(const std::string& residual, const std::string& norm, int layers, Arch arch = Arch::gpt2) {
+    ModelConfig c = small_config(residual, norm, layers, 32, T, arch);
     if (arch == Arch::gpt2) c.activation = Activation::gelu;  // never inside the product: see below
     return c;
 }
@@ -106,15 +98,15 @@ TEST_CASE("recomputation changes no bit with any rule and norm scheme", "[recomp
 
 TEST_CASE("recomputation changes no bit in deeper models", "[recompute]") {
     // mhc replays stretches of three seams here, of four at level block.
-    check_levels(small_config("mhc", "pre", 8));
-    check_levels(small_config("attnres", "sandwich", 5));
-    check_levels(small_config("vanilla+prores+value", "pre", 4, Arch::llama));
-    check_levels(small_config("review+value", "post", 3, Arch::llama));
-    check_levels(small_config("hc", "outnorm", 1));
+    check_levels(config_of("mhc", "pre", 8));
+    check_levels(config_of("attnres", "sandwich", 5));
+    check_levels(config_of("vanilla+prores+value", "pre", 4, Arch::llama));
+    check_levels(config_of("review+value", "post", 3, Arch::llama));
+    check_levels(config_of("hc", "outnorm", 1));
 }
 
 TEST_CASE("recomputation beside an activation inside its product", "[recompute]") {
-    ModelConfig config = small_config("vanilla", "pre", 3);
+    ModelConfig config = config_of("vanilla", "pre", 3);
     config.activation = Activation::gelu_new;
     config.ffn = 64;
     const Outcome none = outcome(config, Recompute::none), gelu = outcome(config, Recompute::gelu);
@@ -146,7 +138,7 @@ TEST_CASE("each level of recomputation saves what it says", "[recompute]") {
     CHECK(total[1] - total[2] == 2 * L * row);                              // z
     CHECK(total[2] - total[3] == (L - 1) * ((3 + 1 + 4 + 1) * row + lse));  // qkv, attention, pre, the stream inside
     // SwiGLU's gradients move into what they are computed from.
-    ModelConfig llama = small_config("vanilla", "pre", 2, Arch::llama);
+    ModelConfig llama = config_of("vanilla", "pre", 2, Arch::llama);
     const std::vector<int64_t> backward = bytes(llama, "backward");
     const int64_t ffn = N * llama.padded_ffn() * item;
     CHECK(backward[0] - backward[1] == ffn);

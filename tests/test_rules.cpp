@@ -7,15 +7,6 @@ using nlohmann::json;
 
 namespace {
 
-// Relative distance of two vectors, with a floor on the scale: below it values are rounding noise of exact zeros.
-double distance(const std::vector<double>& a, const std::vector<double>& b, double floor = 0) {
-    REQUIRE(a.size() == b.size());
-    double sum = 0;
-    for (size_t i = 0; i < a.size(); i++) sum += (a[i] - b[i]) * (a[i] - b[i]);
-    const double error = std::sqrt(sum);
-    return error == error ? error / (length(b) + floor) : INFINITY;
-}
-
 void check_case(const json& one, const SafetensorsFile& file) {
     const std::string name = one["name"];
     INFO("case " << name << ", " << one["what"].get<std::string>());
