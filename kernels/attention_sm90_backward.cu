@@ -16,6 +16,9 @@
 //     consumers         S^T, dP^T -> P^T, dS^T -> dV, dK, barrier, dQ
 //
 // scale: S is scaled in the exponent, dK and dQ at the end.
+//
+// dK and dV leave by way of the K and V they belong to. At head size 64 there is room for a second K and V, which the
+// producer fills during the last query tiles of the piece before.
 #include "kernels/attention_sm90.cuh"
 
 #if defined(PRECISION_BF16)
@@ -28,15 +31,16 @@ constexpr int CONSUMERS = 2, BK = 64 * CONSUMERS, THREADS = GROUP_THREADS * (CON
 template <int D_, int BQ_>
 struct BackwardTile {
     static constexpr int D = D_, BQ = BQ_, HALVES = D / 64, BLOCKS = BQ / 64;
+    static constexpr int KV_STAGES = D == 64 ? 2 : 1;
     // Each consumer computes 64 x 64 of dQ: of its own query block, or of its own half of the columns.
     static_assert(BQ * D == CONSUMERS * 64 * 64);
     struct Shared {
-        alignas(1024) __nv_bfloat16 k[HALVES][BK * 64], v[HALVES][BK * 64];  // and dK, dV on their way out
+        alignas(1024) __nv_bfloat16 k[KV_STAGES][HALVES][BK * 64], v[KV_STAGES][HALVES][BK * 64];
         alignas(1024) __nv_bfloat16 q[STAGES][HALVES][BQ * 64], dout[STAGES][HALVES][BQ * 64];
         alignas(1024) __nv_bfloat16 ds[STAGES][BLOCKS][BK * 64];  // dS^T: (keys, 64 queries) per block
         alignas(1024) float dq[BQ * D];                           // in the order of dq_offset
         float lse2[STAGES][BQ], delta[STAGES][BQ];                // lse*log2(e); infinity beyond T: P is zero there
-        uint64_t kv_full, kv_empty, q_full[STAGES], q_empty[STAGES], dq_full, dq_empty;
+        uint64_t kv_full[KV_STAGES], kv_empty[KV_STAGES], q_full[STAGES], q_empty[STAGES], dq_full, dq_empty;
     };
 };
 
@@ -80,13 +84,14 @@ __device__ __forceinline__ void load_tiles(typename Tile::Shared& shared, const 
     int use = 0, pieces = 0;
     for (int i = 0; args.work.piece(i) < args.work.count(); i++, pieces++) {
         const AttentionBlock piece = args.work.decode(args.work.piece(i));
-        mbarrier_wait(&shared.kv_empty, (pieces + 1) % 2);
+        const int kv = pieces % Tile::KV_STAGES;
+        mbarrier_wait(&shared.kv_empty[kv], (pieces / Tile::KV_STAGES + 1) % 2);
         if (lane == 0) {
-            mbarrier_arrive_expect(&shared.kv_full, 2 * BK * D * 2);
+            mbarrier_arrive_expect(&shared.kv_full[kv], 2 * BK * D * 2);
             for (int half = 0; half < Tile::HALVES; half++) {
-                tma_load_3d(shared.k[half], maps.kv, &shared.kv_full, (s.NH + piece.h) * D + 64 * half, piece.tile * BK,
-                            piece.b);
-                tma_load_3d(shared.v[half], maps.kv, &shared.kv_full, (s.NH + s.NKV + piece.h) * D + 64 * half,
+                tma_load_3d(shared.k[kv][half], maps.kv, &shared.kv_full[kv], (s.NH + piece.h) * D + 64 * half,
+                            piece.tile * BK, piece.b);
+                tma_load_3d(shared.v[kv][half], maps.kv, &shared.kv_full[kv], (s.NH + s.NKV + piece.h) * D + 64 * half,
                             piece.tile * BK, piece.b);
             }
         }
@@ -177,11 +182,12 @@ struct BackwardConsumer {
         wgmma_commit();
     }
     // dq (64 x 64) = dS (64 queries x BK) K (BK x 64): of query block `group` or column half `group`.
-    __device__ __forceinline__ void start_dq(float (&dq)[32], const __nv_bfloat16 (&ds)[Tile::BLOCKS][BK * 64]) {
+    __device__ __forceinline__ void start_dq(float (&dq)[32], const __nv_bfloat16 (&ds)[Tile::BLOCKS][BK * 64],
+                                             const __nv_bfloat16 (&k)[Tile::HALVES][BK * 64]) {
         wgmma_hold(dq);
         wgmma_fence();
         const uint64_t a = wgmma_descriptor(ds[Tile::BLOCKS == 1 ? 0 : group], Swizzle::b128, 16, 1024);
-        const uint64_t b = wgmma_descriptor(shared.k[Tile::HALVES == 1 ? 0 : group], Swizzle::b128, 16, 1024);
+        const uint64_t b = wgmma_descriptor(k[Tile::HALVES == 1 ? 0 : group], Swizzle::b128, 16, 1024);
 #pragma unroll
         for (int r = 0; r < BK; r += 16)
             wgmma_ss<64, true, true>(dq, wgmma_advance(a, r * 128), wgmma_advance(b, r * 128), r > 0);
@@ -195,6 +201,13 @@ struct BackwardConsumer {
         return 64 * group + thread / WARP * 16 + lane / 4;
     }  // + 8: the other
 
+    // The copy engine has read this consumer's last dK and dV: the memory is the producer's again.
+    __device__ __forceinline__ void gradients_sent(uint64_t* kv_empty) const {
+        if (thread == 0) {
+            tma_store_wait_read<0>();
+            mbarrier_arrive(kv_empty);
+        }
+    }
     // No probability for queries before the key (first: the key's place among the tile's queries).
     __device__ __forceinline__ void mask(float (&st)[BQ / 2], int first) const {
 #pragma unroll
@@ -226,7 +239,7 @@ struct BackwardConsumer {
 template <class Tile>
 __device__ __forceinline__ void differentiate(typename Tile::Shared& shared, const BackwardMaps& maps,
                                               const BackwardArgs& args) {
-    constexpr int D = Tile::D, BQ = Tile::BQ;
+    constexpr int D = Tile::D, BQ = Tile::BQ, KV_STAGES = Tile::KV_STAGES;
     const AttentionShape& s = args.s;
     BackwardConsumer<Tile> c(shared, static_cast<int>(threadIdx.x) / GROUP_THREADS - 1,
                              static_cast<int>(threadIdx.x) % GROUP_THREADS);
@@ -236,14 +249,17 @@ __device__ __forceinline__ void differentiate(typename Tile::Shared& shared, con
         const AttentionBlock piece = args.work.decode(args.work.piece(i));
         const Queries<Tile> queries(s, piece);
         const int key = piece.tile * BK + c.row();
-        mbarrier_wait(&shared.kv_full, pieces % 2);
+        const int kv = pieces % KV_STAGES;
+        mbarrier_wait(&shared.kv_full[kv], pieces / KV_STAGES % 2);
         for (int n = 0; n < queries.count(); n++, use++) {
             const int slot = use % STAGES, q0 = queries.tile(n) * BQ;
             float st[BQ / 2], dpt[BQ / 2];
             uint32_t left[BQ / 16][4];
             mbarrier_wait(&shared.q_full[slot], use / STAGES % 2);
-            c.start_transposed(st, shared.k, shared.q[slot]);
-            c.start_transposed(dpt, shared.v, shared.dout[slot]);
+            c.start_transposed(st, shared.k[kv], shared.q[slot]);
+            c.start_transposed(dpt, shared.v[kv], shared.dout[slot]);
+            if constexpr (KV_STAGES > 1)  // by now the copy engine has read the last piece's dK and dV
+                if (n == 0 && pieces > 0) c.gradients_sent(&shared.kv_empty[1 - kv]);
             wgmma_wait<1>();
             wgmma_hold(st);
 #pragma unroll
@@ -271,7 +287,7 @@ __device__ __forceinline__ void differentiate(typename Tile::Shared& shared, con
             // after its dQ of the last round.
             named_barrier_sync(DQ_BARRIER, CONSUMERS * GROUP_THREADS);
             float dq[32];
-            c.start_dq(dq, shared.ds[slot]);
+            c.start_dq(dq, shared.ds[slot], shared.k[kv]);
             wgmma_wait<0>();
             wgmma_hold(c.dv);
             wgmma_hold(c.dk);
@@ -286,23 +302,23 @@ __device__ __forceinline__ void differentiate(typename Tile::Shared& shared, con
             c.release(&shared.dq_full);
         }
         named_barrier_sync(DONE_BARRIER, CONSUMERS * GROUP_THREADS);  // both have read all of K for dQ
-        c.store_gradient(c.dk, s.scale, shared.k);
-        c.store_gradient(c.dv, 1.0f, shared.v);
+        c.store_gradient(c.dk, s.scale, shared.k[kv]);
+        c.store_gradient(c.dv, 1.0f, shared.v[kv]);
         fence_proxy_async();
         named_barrier_sync(STORE_BARRIER + c.group, GROUP_THREADS);
         if (c.thread == 0) {
             for (int half = 0; half < Tile::HALVES; half++) {
                 const int first = piece.tile * BK + 64 * c.group;
-                tma_store_3d(maps.dqkv, shared.k[half] + c.group * 64 * 64, (s.NH + piece.h) * D + 64 * half, first,
+                tma_store_3d(maps.dqkv, shared.k[kv][half] + c.group * 64 * 64, (s.NH + piece.h) * D + 64 * half, first,
                              piece.b);
-                tma_store_3d(maps.dqkv, shared.v[half] + c.group * 64 * 64, (s.NH + s.NKV + piece.h) * D + 64 * half,
-                             first, piece.b);
+                tma_store_3d(maps.dqkv, shared.v[kv][half] + c.group * 64 * 64,
+                             (s.NH + s.NKV + piece.h) * D + 64 * half, first, piece.b);
             }
             tma_store_commit();
-            tma_store_wait_read<0>();
-            mbarrier_arrive(&shared.kv_empty);
         }
+        if constexpr (KV_STAGES == 1) c.gradients_sent(&shared.kv_empty[kv]);
     }
+    if (c.thread == 0) tma_store_wait_read<0>();  // the block's shared memory stays until then
 }
 
 template <class Tile>
@@ -311,8 +327,10 @@ __global__ void __launch_bounds__(THREADS, 1)
     if constexpr (HOPPER_CODE) {
         auto& shared = shared_as<typename Tile::Shared>();
         if (threadIdx.x == 0) {
-            mbarrier_init(&shared.kv_full, 1);
-            mbarrier_init(&shared.kv_empty, CONSUMERS);
+            for (int i = 0; i < Tile::KV_STAGES; i++) {
+                mbarrier_init(&shared.kv_full[i], 1);
+                mbarrier_init(&shared.kv_empty[i], CONSUMERS);
+            }
             for (int i = 0; i < STAGES; i++) {
                 mbarrier_init(&shared.q_full[i], 1 + WARP);
                 mbarrier_init(&shared.q_empty[i], 4 * CONSUMERS);
@@ -380,13 +398,13 @@ void backward(__nv_bfloat16* dqkv, void* scratch, const __nv_bfloat16* dout, con
                                attention_map(dout, s.out_stride(), s, BQ), attention_map(dqkv, s.stride(), s, 64)};
     const BackwardArgs args = {lse, delta, dq, turns, attention_work(BK, keys, false), s};
     const int blocks = args.work.count() < multiprocessors() ? args.work.count() : multiprocessors();
-    MOVES("attention_backward",
-          {reads(qkv, s.qkv_count()), reads(dout, s.out_count()), reads(lse, s.row_count()),
-           reads(delta, s.row_count()), updates(turns, tiles),
-           writes(dqkv, 2 * s.key_count()), writes(dq, tiles * BQ * D)},
-          5 * s.product_flops());
+    MOVES(
+        "attention_backward",
+        {reads(qkv, s.qkv_count()), reads(dout, s.out_count()), reads(lse, s.row_count()), reads(delta, s.row_count()),
+         updates(turns, tiles), writes(dqkv, 2 * s.key_count()), writes(dq, tiles * BQ * D)},
+        5 * s.product_flops());
     launch_together(attention_backward_sm90_kernel<Tile>, dim3(static_cast<unsigned>(blocks)), dim3(THREADS),
-           sizeof(typename Tile::Shared), stream, maps, args);
+                    sizeof(typename Tile::Shared), stream, maps, args);
     MOVES("attention_dq", {reads(dq, tiles * BQ * D), writes(dqkv, s.out_count())});
     launch(attention_dq_sm90_kernel<Tile>, dim3(static_cast<unsigned>(tiles)), dim3(CONSUMERS * GROUP_THREADS),
            static_cast<size_t>(BQ * (D + 8) * 2), stream, dqkv, dq, s);

@@ -17,8 +17,9 @@
 //
 // Who waits for whom (barriers in shared memory, full: the copy has arrived, empty: everyone has read):
 //     q_full, k_full[], v_full[]       1 arrival + the bytes of the copy
-//     q_empty                          a thread of each consumer, when its output has left the memory that Q lay in
-//     k_empty[], v_empty[]             a lane of each consumer warp
+//     q_empty, k_empty[], v_empty[]    a lane of each consumer warp
+// Q is empty after the last scores, so that the next piece's Q and K arrive while this one's output is finished; the
+// output leaves by memory of its own, and the copy engine may take until the next output to read it.
 // A use count tells slot and parity: use n of a slot waits for parity n/STAGES % 2.
 //
 // The grid is persistent: a block per multiprocessor, and pieces of work (query tile, head, batch row) dealt out
@@ -41,9 +42,10 @@ struct ForwardTile {
     static_assert(!PING_PONG || CONSUMERS <= 3, "a turn barrier each");
     struct Shared {
         // Columns in halves of 64 (128 bytes, the swizzle's width).
-        alignas(1024) __nv_bfloat16 q[HALVES][BQ * 64];  // and the output on its way out
+        alignas(1024) __nv_bfloat16 q[HALVES][BQ * 64];
         alignas(1024) __nv_bfloat16 k[STAGES][HALVES][BK * 64];
         alignas(1024) __nv_bfloat16 v[STAGES][HALVES][BK * 64];
+        alignas(1024) __nv_bfloat16 out[HALVES][BQ * 64];
         uint64_t q_full, q_empty, k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
     };
 };
@@ -180,7 +182,7 @@ struct Consumer {
     }
 };
 
-// Divides by the sum, and sends 64 rows of output by way of Q's memory, which only this consumer has read.
+// Divides by the sum, and sends off 64 rows of output.
 template <class Tile>
 __device__ __forceinline__ void store_output(Consumer<Tile>& c, const ForwardMaps& maps, float* lse,
                                              const AttentionShape& s, int h, int b, int first) {
@@ -196,12 +198,13 @@ __device__ __forceinline__ void store_output(Consumer<Tile>& c, const ForwardMap
         if (c.lane % 4 == 0 && q < s.T) lse[s.row(b, h) + q] = c.maximum[r] * s.scale + logf(c.sum[r]);
     }
     c.scale_output(factor);
-    named_barrier_sync(STORE_BARRIER + c.group, GROUP_THREADS);  // all four warps' products have read Q
+    if (thread == 0) tma_store_wait_read<0>();  // the last output has left
+    named_barrier_sync(STORE_BARRIER + c.group, GROUP_THREADS);
 #pragma unroll
     for (int i = 0; i < D / 2; i += 2) {
         const int half = i / 32, unit = i % 32 / 4, row = inside + i % 4 / 2 * 8;
         // 16-byte unit u of row r lies where unit u ^ r%8 would: TMA's 128-byte swizzle.
-        unsigned char* to = reinterpret_cast<unsigned char*>(c.shared.q[half] + (c.group * 64 + row) * 64);
+        unsigned char* to = reinterpret_cast<unsigned char*>(c.shared.out[half] + (c.group * 64 + row) * 64);
         *reinterpret_cast<uint32_t*>(to + ((unit ^ row % 8) << 4) + c.lane % 4 * 4) = pack_bf16(c.o[i], c.o[i + 1]);
     }
     fence_proxy_async();
@@ -209,10 +212,8 @@ __device__ __forceinline__ void store_output(Consumer<Tile>& c, const ForwardMap
     if (thread == 0) {
 #pragma unroll
         for (int half = 0; half < Tile::HALVES; half++)
-            tma_store_3d(maps.out, c.shared.q[half] + c.group * 64 * 64, h * D + 64 * half, first, b);
+            tma_store_3d(maps.out, c.shared.out[half] + c.group * 64 * 64, h * D + 64 * half, first, b);
         tma_store_commit();
-        tma_store_wait_read<0>();
-        mbarrier_arrive(&c.shared.q_empty);
     }
 }
 
@@ -240,6 +241,7 @@ __device__ __forceinline__ void consume(typename Tile::Shared& shared, const For
         wgmma_wait<0>();
         wgmma_hold(acc);
         c.release(&shared.k_empty[use % STAGES]);
+        if (j == 0) c.release(&shared.q_empty);
         c.mask(acc, j * BK);
         c.softmax(acc, factor);
         c.keep_probabilities(acc);
@@ -255,6 +257,7 @@ __device__ __forceinline__ void consume(typename Tile::Shared& shared, const For
             wgmma_wait<1>();
             wgmma_hold(acc);
             c.release(&shared.k_empty[next % STAGES]);
+            if (j == 1) c.release(&shared.q_empty);
             if ((j - 1) * BK + BK - 1 > first) c.mask(acc, (j - 1) * BK);
             c.softmax(acc, factor);
             wgmma_wait_behind<0>(c.sum[0] + c.sum[1]);  // all of them, while O runs
@@ -271,6 +274,7 @@ __device__ __forceinline__ void consume(typename Tile::Shared& shared, const For
         use++;
         store_output(c, maps, lse, s, h, b, first);
     }
+    if (thread == 0) tma_store_wait_read<0>();  // the block's shared memory stays until then
 }
 
 template <class Tile>
@@ -281,7 +285,7 @@ __global__ void __launch_bounds__(Tile::THREADS, 1)
         auto& shared = shared_as<typename Tile::Shared>();
         if (threadIdx.x == 0) {
             mbarrier_init(&shared.q_full, 1);
-            mbarrier_init(&shared.q_empty, Tile::CONSUMERS);
+            mbarrier_init(&shared.q_empty, 4 * Tile::CONSUMERS);
             for (int i = 0; i < Tile::STAGES; i++) {
                 mbarrier_init(&shared.k_full[i], 1);
                 mbarrier_init(&shared.v_full[i], 1);

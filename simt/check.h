@@ -37,5 +37,9 @@ void check_load_arrived(size_t offset, size_t bytes, unsigned thread, uint32_t w
 // The running lane has the async proxy read. Who may write there again is watched by check_watch_reads.
 void check_async_read(size_t offset, size_t bytes, const void* pc);
 void check_watch_reads(const uint16_t* reading);  // see Checker::reading
+// The running lane has waited for a store or product, number `event`, that read `pieces` of 16 bytes. Who writes there
+// must come after such a wait; for a product, which its warpgroup has in common, after that of any of the four warps.
+void check_async_read_over(uint32_t event, const uint16_t* pieces, size_t count, const void* pc);
+uint32_t check_async_event();  // the next number
 
 }  // namespace simt

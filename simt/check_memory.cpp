@@ -4,6 +4,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <map>
@@ -94,6 +95,25 @@ void read_shared(uintptr_t p, size_t bytes, const void* pc) {
     }
 }
 
+constexpr unsigned kWarps = kMaxThreads / kWarp;
+
+// The running lane writes byte `offset`: what read there asynchronously is over, and the lane must know.
+void check_async_readers(Checker& c, size_t offset, size_t bytes, const void* pc) {
+    uint8_t& groups = c.async_groups[offset / 16];
+    for (; groups; groups &= static_cast<uint8_t>(groups - 1)) {
+        const unsigned group = static_cast<unsigned>(__builtin_ctz(groups));
+        const AsyncRead* warps = &c.async_reads[offset / 16 * kWarps + 4 * group];
+        const AsyncRead* last = warps;
+        for (unsigned w = 1; w < 4; w++)
+            if (warps[w].event > last->event) last = warps + w;
+        bool ordered = last->epoch != c.epoch ||
+                       (self.thread / (4 * kWarp) == group && c.async_waited[self.thread] >= last->event);
+        for (unsigned w = 0; w < 4; w++)
+            ordered |= warps[w].event == last->event && ordered_after(c, warps[w].thread, warps[w].lane_epoch);
+        if (!ordered) race("writes", last->thread, "waited for an asynchronous read of", last->pc, offset, bytes, pc);
+    }
+}
+
 void write_shared(uintptr_t p, size_t bytes, const void* pc) {
     Checker& c = *checker;
     size_t offset = shared_offset(p, bytes, "write", pc);
@@ -106,6 +126,7 @@ void write_shared(uintptr_t p, size_t bytes, const void* pc) {
         if (c.reading && c.reading[(offset + i) / 16]) [[unlikely]]
             report("writes " + shared_place(offset + i, bytes) + ", which a product or copy on its way still reads" +
                    where(pc));
+        if (!c.async_groups.empty()) check_async_readers(c, offset + i, bytes, pc);
         if (cell.read_epoch == c.epoch && c.cross && cell.other_reader != kNoThread) {
             for (const Reader& r : c.readers[static_cast<uint32_t>(offset + i)])
                 if (!ordered_after(c, r.thread, r.lane_epoch))
@@ -175,6 +196,26 @@ void check_async_read(size_t offset, size_t bytes, const void* pc) {
             report("missing fence: the async proxy reads " + shared_place(i, 1) + ", which thread " +
                    thread_name(cell.writer) + " wrote at " + line_of(unpack_pc(cell.write_pc)) +
                    " without a fence_proxy_async after it" + where(pc));
+    }
+}
+
+uint32_t check_async_event() {
+    return ++checker->async_events;
+}
+
+void check_async_read_over(uint32_t event, const uint16_t* pieces, size_t count, const void* pc) {
+    Checker& c = *checker;
+    if (c.async_groups.empty()) {
+        c.async_groups.resize(kSharedLimit / 16);
+        c.async_reads.resize(kSharedLimit / 16 * kWarps);
+    }
+    c.async_waited[self.thread] = std::max(c.async_waited[self.thread], event);
+    if (self.lane != 0 && event == c.async_reads[pieces[0] * kWarps + self.thread / kWarp].event) return;
+    const unsigned warp = self.thread / kWarp;
+    for (size_t i = 0; i < count; i++) {
+        c.async_groups[pieces[i]] |= static_cast<uint8_t>(1u << warp / 4);
+        c.async_reads[pieces[i] * kWarps + warp] = {event, c.epoch, c.lane_epoch[self.thread], pack_pc(pc),
+                                                    self.thread};
     }
 }
 

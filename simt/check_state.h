@@ -28,6 +28,12 @@ struct Reader {
     uint32_t lane_epoch, pc;
 };
 
+// The last asynchronous read of 16 bytes that `thread` has waited for. event: the same for warps that wait for one
+// product.
+struct AsyncRead {
+    uint32_t event, epoch, lane_epoch, pc, thread;
+};
+
 struct Waiting {
     const char* op;
     const void* pc;
@@ -48,7 +54,12 @@ struct Checker {
     uint32_t fenced[kMaxThreads] = {};                          // accesses before the thread's last fence_proxy_async
     const uint16_t* reading =
         nullptr;  // per 16 bytes of shared memory: asynchronous reads on their way; null: none yet
-    bool waited[kMaxThreads] = {};  // may touch device memory: in an early launch, after wait_for_previous()
+    // Those that are over: which warpgroups have waited for one of a piece of 16 bytes, and what is known of each warp.
+    std::vector<uint8_t> async_groups;
+    std::vector<AsyncRead> async_reads;  // (pieces, warps); both are empty until the first
+    uint32_t async_events = 0;
+    uint32_t async_waited[kMaxThreads] = {};  // the last event that each thread has waited for itself
+    bool waited[kMaxThreads] = {};            // may touch device memory: in an early launch, after wait_for_previous()
     Waiting waiting[kMaxThreads] = {};
     unsigned first_at_barrier = kNobody;
     unsigned first_exited = kNobody;

@@ -80,8 +80,13 @@ void read_tile(Store& store) {
         memcpy(store.tile.data() + i, a.view + placed(store.map, store.from, i), 16);
     store.read = true;
 }
-void stop_reading(Async& a, const Store& store) {
-    for (uint32_t i = store.from / 16; i < (store.from + store.bytes) / 16; i++) a.reading[i]--;
+void stop_reading(Async& a, const Store& store, const void* pc) {
+    std::vector<uint16_t> pieces;
+    for (uint32_t i = store.from / 16; i < (store.from + store.bytes) / 16; i++) {
+        a.reading[i]--;
+        if (kChecking) pieces.push_back(static_cast<uint16_t>(i));
+    }
+    check_async_read_over(check_async_event(), pieces.data(), pieces.size(), pc);
 }
 void write_out(const Store& store) {
     const size_t element = store.map.stride[0];
@@ -221,7 +226,7 @@ void tma_store_wait(unsigned newest, bool read_only) {
         if (store.group + newest >= stores.groups) break;
         if (!store.read) {
             read_tile(store);
-            stop_reading(a, store);
+            stop_reading(a, store, __builtin_return_address(0));
         }
         if (!read_only) write_out(store);
     }

@@ -35,13 +35,23 @@ struct HeldA {
 };
 struct LaneProducts {
     uint64_t issued = 0, committed = 0;
-    bool fenced = false;  // since the last wait
+    bool fenced = false;    // since the last wait
+    uint32_t observed = 0;  // event of the last product waited for
     std::vector<HeldD> d;
     std::vector<HeldA> a;
 };
 
+// For the checking mode: what a product has read, until all lanes have waited for it.
+struct Finished {
+    uint64_t group;
+    uint32_t event;
+    std::vector<uint16_t> pieces;
+    unsigned lanes;  // that have
+};
+
 struct Warpgroup {
     LaneProducts lanes[kLanes];
+    std::vector<Finished> finished;
     std::deque<Product> products;  // that have not been multiplied
     uint64_t done = 0;             // products before the first of these
     std::vector<uint16_t> waiting;
@@ -127,7 +137,9 @@ void multiply_until(Warpgroup& g, uint64_t group) {
         }
         multiply(a.view, batch, count);
         for (; count > 0; count--, g.done++) {
-            for (uint16_t piece : g.products.front().pieces) a.reading[piece]--;
+            Product& p = g.products.front();
+            for (uint16_t piece : p.pieces) a.reading[piece]--;
+            if (kChecking) g.finished.push_back({p.group, check_async_event(), std::move(p.pieces), 0});
             g.products.pop_front();
         }
     }
@@ -247,6 +259,15 @@ void wgmma_wait(unsigned newest) {
         park_lane();
     }
     multiply_until(g, group);
+    if (kChecking) {
+        for (Finished& f : g.finished) {  // in the order of events
+            if (f.group > group || f.event <= lane.observed) continue;
+            check_async_read_over(f.event, f.pieces.data(), f.pieces.size(), call.pc);
+            lane.observed = f.event;
+            f.lanes++;
+        }
+        std::erase_if(g.finished, [](const Finished& f) { return f.lanes == kLanes; });
+    }
     lane.fenced = false;
     for (const HeldA& held : lane.a)
         if (held.group <= group && memcmp(held.a, held.copy, 16))

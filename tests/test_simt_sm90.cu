@@ -31,6 +31,7 @@ enum Fault {
     STORE_NOT_COMMITTED,
     STORE_NOT_AWAITED,
     STORE_OVERWRITTEN,
+    STORE_REUSED,
     ODD_BULK,
     MISALIGNED_BULK,
     // wgmma
@@ -48,6 +49,7 @@ enum Fault {
     OPERAND_ARRIVES,
     OPERAND_LOADED_OVER,
     OPERAND_STORED_OVER,
+    OPERAND_REUSED,
     // named barriers, registers
     BARRIER_ZERO,
     ODD_THREADS,
@@ -93,6 +95,11 @@ __global__ void barrier_kernel(float* out, Fault fault) {
     }
 }
 
+// Long enough for the others to come to their end, without a word from them.
+__device__ void rest() {
+    for (int i = 0; i < 1000; i++) __nanosleep(1);
+}
+
 // Loads a box of 8 rows of 128 bytes, adds 1 to each value, stores it again.
 __global__ void copy_kernel(float* seen, const __grid_constant__ TensorMap map, Fault fault) {
     Shared& shared = shared_as<Shared>();
@@ -127,6 +134,10 @@ __global__ void copy_kernel(float* seen, const __grid_constant__ TensorMap map, 
         if (fault == STORE_OVERWRITTEN) values[9] = 0.0f;
         if (fault != STORE_NOT_AWAITED) tma_store_wait<0>();
     }
+    if (fault == STORE_REUSED && i == 40) {  // only thread 0 knows when it is over
+        rest();
+        values[40] = 0.0f;
+    }
 }
 
 // D (64,64) = A B of ones, K = 16. d (128,32)
@@ -148,6 +159,11 @@ __global__ void product_kernel(float* out, const __grid_constant__ TensorMap map
         __syncthreads();
     }
     if (fault == THREE_WARPS && t >= 96) return;
+    if (t >= 128) {  // of another warpgroup, which knows nothing of the product
+        rest();
+        if (fault == OPERAND_REUSED) shared.b[t] = 0;
+        return;
+    }
     const uint64_t a = wgmma_descriptor(shared.a + (fault == TILE_OFF_PATTERN ? 32 : 0), Swizzle::b128, 16, 1024);
     const uint64_t b = wgmma_descriptor(shared.b, Swizzle::b128, 16,
                                         fault == BEYOND_SHARED ? 8192
@@ -263,7 +279,12 @@ TEST_CASE("misused TMA copies are reported or give stale data", "[simt][faults][
     require(f.copy(STORE_NOT_AWAITED), {"a TMA store may still read shared memory", kernel, block});
     require(f.copy(ODD_BULK), {"bulk_store: 24 bytes are not a multiple of 16", block, HERE});
     require(f.copy(MISALIGNED_BULK), {"bulk_add: the global address", "is not a multiple of 16", block, HERE});
-    if (CHECKING) require(f.copy(STORE_OVERWRITTEN), {"which a product or copy on its way still reads", block, HERE});
+    if (CHECKING) {
+        require(f.copy(STORE_OVERWRITTEN), {"which a product or copy on its way still reads", block, HERE});
+        require(f.copy(STORE_REUSED), {"race: thread (40,0,0) writes 4 bytes of shared memory at offset 160, thread "
+                                       "(0,0,0) waited for an asynchronous read of it",
+                                       HERE});
+    }
 }
 
 TEST_CASE("tensor maps that the driver would refuse are refused", "[simt][faults][sm90]") {
@@ -308,6 +329,8 @@ TEST_CASE("misused wgmma is reported or gives stale data", "[simt][faults][sm90]
         require(unfenced, {"missing fence: the async proxy reads", "without a fence_proxy_async", kernel, HERE});
         require(f.product(OPERAND_STORED_OVER),
                 {"which a product or copy on its way still reads", "thread (77,0,0)", HERE});
+        require(f.product(OPERAND_REUSED, 160), {"race: thread (144,0,0) writes 4 bytes of shared memory",
+                                                 "waited for an asynchronous read of it", HERE});
     } else {
         CHECK(unfenced == "");
         for (float x : f.out.read()) REQUIRE(std::isnan(x));
