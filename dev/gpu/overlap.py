@@ -6,7 +6,7 @@ where there is no disassembler.
 
 A consumer starts two products, waits for the first and takes exponentials of its scores while the second runs. The assembler may
 move the second wait up, before the exponentials: no result changes, and a third of the speed is gone. So in every loop that has
-both, most exponentials must lie between a wait that leaves one product running and the next wait for all.
+both, most exponentials must lie between the start of a product and the next wait for all products.
 """
 import sys
 
@@ -22,13 +22,15 @@ def main():
             for part, body in sass.regions(code):
                 running, beside, exponentials = False, 0, 0
                 for _, opcode, operands in body:
-                    if opcode.startswith("WARPGROUP.DEPBAR"):
-                        running = not operands.strip().endswith("0x0")
+                    if opcode.startswith("HGMMA"):
+                        running = True
+                    elif opcode.startswith("WARPGROUP.DEPBAR"):
+                        running = running and not operands.strip().endswith("0x0")
                     elif opcode.startswith("MUFU.EX2"):
                         exponentials += 1
                         beside += running
-                waits = any(o.startswith("WARPGROUP.DEPBAR") and not x.strip().endswith("0x0") for _, o, x in body)
-                if exponentials < 16 or not waits:
+                starts = sum(opcode.startswith("WARPGROUP.ARRIVE") for _, opcode, _ in body)
+                if exponentials < 16 or starts < 2:  # the first key tile has no product to run beside
                     continue
                 good = beside >= ENOUGH * exponentials
                 loops += 1
