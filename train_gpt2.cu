@@ -110,8 +110,12 @@ static void choose_model(Run& run) {
     run.config = config_from_json(read_text(path), path, run.notes);
     check_config(run.config);
     run.config.residual_step -= run.resume_step;  // where the run began: 0 but after --init-from
-    if (o.model.empty()) return;
-    ModelConfig asked = options_config(o, "", run.notes);
+    // The folder of --init-from may be gone by now, so only what was asked of it besides is compared.
+    ModelConfig asked = run.config;
+    if (o.model.empty())
+        options_choices(o, asked);
+    else
+        asked = options_config(o, "", run.notes);
     asked.residual_step = run.config.residual_step;
     if (config_to_json(asked) != config_to_json(run.config))
         throw user_error("--resume: the options describe another model than %s; leave them as they were", path.c_str());

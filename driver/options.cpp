@@ -394,6 +394,13 @@ ModelConfig options_config(const TrainOptions& o, const std::string& folder, std
             throw user_error("--rope-theta belongs to the llama models, and %s has no rotary angles", o.model.c_str());
         c.rope_theta = static_cast<float>(o.rope_theta.value_or(static_cast<double>(c.rope_theta)));
     }
+    options_choices(o, c);
+    if (o.seq && *o.seq > c.context)
+        throw user_error("--seq %d is longer than the model's context of %d tokens", *o.seq, c.context);
+    return c;
+}
+
+void options_choices(const TrainOptions& o, ModelConfig& c) {
     // Options of a rule or scheme go with it; those of the other one stay.
     auto drop_options = [&](bool of_scheme) {
         std::erase_if(c.residual_options,
@@ -409,9 +416,6 @@ ModelConfig options_config(const TrainOptions& o, const std::string& folder, std
         c.residual_options[pair.substr(0, equals)] = pair.substr(equals + 1);
     }
     check_config(c);
-    if (o.seq && *o.seq > c.context)
-        throw user_error("--seq %d is longer than the model's context of %d tokens", *o.seq, c.context);
-    return c;
 }
 
 Recompute options_recompute(const TrainOptions& o) {

@@ -71,6 +71,8 @@ std::optional<TrainOptions> parse_train_options(int argc, char** argv);
 // The model asked for: the preset, or the config of --init-from, with everything that overrides it; checked.
 // folder: of --init-from, as model_folder() found it.
 ModelConfig options_config(const TrainOptions& options, const std::string& folder, std::vector<std::string>& notes);
+// Sets what may be chosen with --init-from too: --norm, --residual and --residual-opt. Checks the result.
+void options_choices(const TrainOptions& options, ModelConfig& config);
 
 Recompute options_recompute(const TrainOptions& options);
 Schedule options_schedule(const TrainOptions& options);

@@ -162,6 +162,26 @@ TEST_CASE("--resume refuses another model, data order or data", "[resume]") {
         CHECK(count_lines(result.err) == 1);
         CHECK(result.err.find(c.part) != std::string::npos);
     }
+    // A run that began with --init-from goes on without that folder, but not as another model either.
+    const std::string prefix = d.temp.path + "/tiny_train_*.bin";
+    auto from = [&](const std::string& folder, std::vector<std::string> more) {
+        const std::vector<std::string> always = {"--init-from", folder, "--train", prefix, "--out", d.other};
+        more.insert(more.begin(), always.begin(), always.end());
+        return run_program("train_gpt2", more);
+    };
+    REQUIRE(from(d.dir, {"--residual", "gpas", "--residual-opt", "act=tanh", "--steps", "1"}).status == 0);
+    const std::vector<std::vector<std::string>> others = {
+        {"--residual", "rezero"}, {"--norm", "sandwich"}, {"--residual-opt", "act=relu"}, {"--norm", "no-scheme"}};
+    for (std::vector<std::string> more : others) {
+        more.insert(more.end(), {"--resume", "--steps", "2"});
+        const ProgramResult result = from(d.dir, more);
+        INFO(more[0] << " " << more[1] << ": " << result.err);
+        CHECK(result.status == 1);
+        CHECK(count_lines(result.err) == 1);
+    }
+    CHECK(from("gone", {"--residual", "gpas", "--residual-opt", "act=tanh", "--resume", "--steps", "2"}).status == 0);
+    CHECK(from("gone", {"--resume", "--steps", "3"}).status == 0);
+
     // Any other change is allowed, and said.
     const ProgramResult result = d.train(d.dir, {"--resume", "--steps", "8", "--lr", "5e-3"});
     CHECK(result.status == 0);
