@@ -1,6 +1,7 @@
 #include "driver/cli.h"
 
 #include <charconv>
+#include <set>
 
 #include "driver/version.h"
 #include "kernels/error.h"
@@ -23,7 +24,22 @@ CLI::Validator whole_number() {
     return CLI::Validator(check, "");
 }
 
+// CLI11 takes an empty text for 0: --lr "$LR" without LR would train at rate 0.
+static void refuse_what_is_no_number(CLI::App& app) {
+    static const std::set<std::string> numbers = {"INT", "UINT", "FLOAT", "GIB", "PART", "F", "N"};
+    const CLI::Validator number(
+        [](std::string& text) {
+            double value = 0;
+            return !text.empty() && CLI::detail::lexical_cast(text, value) ? "" : "'" + text + "' is no number";
+        },
+        "");
+    for (CLI::Option* option : app.get_options()) {
+        if (numbers.count(option->get_type_name()) > 0) option->check(number);
+    }
+}
+
 bool cli_parse(CLI::App& app, int argc, char** argv) {
+    refuse_what_is_no_number(app);
     try {
         app.parse(argc, argv);
     } catch (const CLI::Success& answer) {

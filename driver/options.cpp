@@ -33,8 +33,8 @@ size_t index_of(const std::vector<std::string>& names, const std::string& value)
 }
 
 void check_at_least(const char* option, double value, double least) {
-    if (!(value >= least) || !std::isfinite(value))
-        throw user_error("%s %g: it must be at least %g", option, value, least);
+    if (!(value >= least)) throw user_error("%s %g: it must be at least %g", option, value, least);
+    if (!std::isfinite(value)) throw user_error("%s %g: it must be finite", option, value);
 }
 
 void check_belongs(bool given, const char* option, const char* needs) {
