@@ -162,16 +162,19 @@ static void choose_sizes(Run& run) {
     run.schedule = options_schedule(o);
 }
 
-// A resumed run goes on with the data it began with.
+// A resumed run goes on with the data it began with, where it stopped.
 static void compare_data(Run& run) {
-    const std::vector<std::string> changes = options_changes(run.options, run.state.settings);
-    if (run.state.step > 0) run.notes.insert(run.notes.end(), changes.begin(), changes.end());
+    const bool begun = run.state.step > 0;  // else --init-only made the checkpoint, and no data has been read
+    const std::vector<std::string> changes = options_changes(run.options, run.state.settings, begun);
+    if (!begun) return;
+    run.notes.insert(run.notes.end(), changes.begin(), changes.end());
     const int64_t tokens = run.train.num_tokens();
     if (run.state.train_tokens != 0 && run.state.train_tokens != tokens)
         throw user_error(
             "--resume: the shards of --train hold %lld tokens now and %lld when the checkpoint was written; "
             "give the same, or start from it with --init-from",
             static_cast<long long>(tokens), static_cast<long long>(run.state.train_tokens));
+    loader_seek(run.train, run.state.at);
 }
 
 // Opens the shards, the tokenizer beside them and the files of the evaluation tasks.
@@ -181,10 +184,7 @@ static void open_data(Run& run) {
     LoaderSettings settings = {run.config.vocab, run.B,  run.T,      run.rank, run.ranks,
                                o.shuffle,        o.seed, o.hold_out, false};
     run.train = loader_create(options_corpora(o), settings);
-    if (run.resume_step >= 0) {
-        compare_data(run);
-        loader_seek(run.train, run.state.at);
-    }
+    if (run.resume_step >= 0) compare_data(run);
     run.state.train_tokens = run.train.num_tokens();
     if (!o.val.empty() || o.hold_out > 0) {
         settings.rank = 0;

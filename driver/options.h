@@ -80,6 +80,6 @@ Schedule options_schedule(const TrainOptions& options);
 // Every option with the value it has, for log.jsonl and state.json.
 std::vector<std::pair<std::string, std::string>> option_values(const TrainOptions& options);
 // A note for every option that a resumed run has otherwise than `before`, the values in its checkpoint. UserError for one
-// that the order of the data depends on.
+// that the weights it began with depend on, or, once it has `begun` to read them, the order of the data.
 std::vector<std::string> options_changes(const TrainOptions& options,
-                                         const std::vector<std::pair<std::string, std::string>>& before);
+                                         const std::vector<std::pair<std::string, std::string>>& before, bool begun);

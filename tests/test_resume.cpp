@@ -93,6 +93,20 @@ TEST_CASE("--init-only and --resume are a run from the start", "[resume]") {
     REQUIRE(d.train(d.other, {"--resume"}).status == 0);
     check_same_bytes(d.dir + "/step_00000010", d.other + "/step_00000010", all_files);
     check_same_log(d.dir, d.other);
+
+    // It has read no data, so every choice of data is still open; its weights are of its seed.
+    for (const std::vector<std::string>& choice :
+         std::vector<std::vector<std::string>>{{"--no-shuffle"}, {"--seq", "8"}, {"--mix", d.val() + "=0.5"}}) {
+        TempFolder temp;
+        std::vector<std::string> more = choice;
+        REQUIRE(d.train(temp.path + "/a", {"--init-only"}).status == 0);
+        REQUIRE(d.train(temp.path + "/b", more).status == 0);
+        more.push_back("--resume");
+        REQUIRE(d.train(temp.path + "/a", more).status == 0);
+        check_same_log(temp.path + "/a", temp.path + "/b");
+    }
+    REQUIRE(d.train(d.temp.path + "/seed", {"--init-only"}).status == 0);
+    CHECK(run_program("train_gpt2", tiny_args(d.prefix, d.temp.path + "/seed", {"--resume", "--seed", "2"})).status == 1);
 }
 
 TEST_CASE("--resume passes over damaged checkpoints", "[resume]") {
