@@ -350,6 +350,7 @@ static int train_loop(Run& run) {
     LayerStats layer_stats;
 
     for (int number : {SIGINT, SIGTERM, SIGUSR1}) std::signal(number, on_signal);  // mpirun passes only the last one on
+    if (std::signal(SIGHUP, on_signal) == SIG_IGN) std::signal(SIGHUP, SIG_IGN);   // the terminal is gone; but not under nohup
     model_use_graphs(*run.model, o.graph);
     model_set_time(*run.model, run.state.step, run.micro_steps);
     model_start_clock(*run.model);

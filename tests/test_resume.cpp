@@ -235,13 +235,14 @@ TEST_CASE("kernels launched one by one give the same bytes as graphs, and the lo
 TEST_CASE("a signal ends the run after the update, with a checkpoint, and the run goes on from there", "[resume]") {
     NEEDS_PROGRAM();
     Data d;
+    const std::string signal = GENERATE("TERM", "HUP");
     REQUIRE(d.train(d.dir, {"--steps", "60"}).status == 0);
     // A shell sends the signal as soon as the first update is in the log.
     std::string command = "OUT='" + d.other + "'; '" + std::string(getenv("RESIDUAL_BUILD")) + "/train_gpt2'";
     for (const std::string& word : tiny_args(d.prefix, d.other, {"--steps", "60"})) command += " '" + word + "'";
     command +=
         " > /dev/null & PID=$!; until grep -qs '\"step\",\"step\":3,' \"$OUT/log.jsonl\"; do sleep 0.005; done; "
-        "kill -TERM $PID; wait $PID";
+        "kill -" + signal + " $PID; wait $PID";
     const int raw =
         std::system(("bash -c \"" +
                      [&] {
