@@ -54,7 +54,11 @@ bool cli_parse(CLI::App& app, int argc, char** argv) {
     } catch (const CLI::FileError& error) {
         throw user_error("--config: %s", error.what());
     } catch (const CLI::ConfigError& error) {
-        throw user_error("--config %s: %s", app.get_config_ptr()->as<std::string>().c_str(), error.what());
+        std::string what = error.what();
+        const std::string unknown = "INI was not able to parse ";  // CLI11's words for a name that is no option
+        if (what.rfind(unknown, 0) == 0)
+            what = "there is no option " + what.substr(unknown.size()) + "; --help lists all";
+        throw user_error("--config %s: %s", app.get_config_ptr()->as<std::string>().c_str(), what.c_str());
     } catch (const CLI::ParseError& error) {
         throw user_error("%s; --help lists all options", error.what());
     }

@@ -132,6 +132,7 @@ std::vector<CLI::ConfigItem> TomlConfig::from_config(std::istream& input) const 
                     in.fail("',' or ']' is expected in an array");
             }
             in.at++;
+            if (item.inputs.empty()) in.fail("an empty array; leave '" + item.name + "' out instead");
         } else {
             item.inputs.push_back(in.value());
         }

@@ -224,7 +224,8 @@ TEST_CASE("mistakes in a --config file name the file and what is wrong", "[cli]"
     const struct {
         std::string text, part;
     } cases[] = {
-        {"stepz = 3\n", "stepz"},     {"steps = many\n", "line 1"},   {"a\n", "'='"},
+        {"stepz = 3\n", "there is no option stepz"}, {"freeze = []\n", "line 1: an empty array"},
+        {"steps = many\n", "line 1"},   {"a\n", "'='"},
         {"lr = \"x\n", "quote"},      {"lr = 1\nlr = 2\n", "line 2"}, {"freeze = [\"a\"\n", "array"},
         {"steps = 1 2\n", "follows"}, {"muon-lr = 0.1\n", "muon-lr"}, {"config = \"x\"\n", "config"},
     };
