@@ -385,6 +385,9 @@ ModelConfig config_from_json(const std::string& text, const std::string& path, s
     c.init = field<std::string>(j, "residual_init", c.init, path);
     c.residual = field<std::string>(j, "residual", "vanilla", path);
     c.residual_step = field<int64_t>(j, "residual_step", 0, path);
+    if (c.residual_step < 0)
+        throw user_error("%s: \"residual_step\" is %lld: it counts updates", path.c_str(),
+                         static_cast<long long>(c.residual_step));
     if (j.contains("residual_options")) {
         if (!j["residual_options"].is_object())
             throw user_error("%s: \"residual_options\" is not an object", path.c_str());

@@ -87,6 +87,7 @@ TEST_CASE("what config.json may say wrongly is named", "[model]") {
     CHECK(message(with("gelu_new", "relu")).find("relu") != std::string::npos);
     CHECK(message(with("\"vanilla\"", "\"gpt\"")).find("there is no rule gpt") != std::string::npos);
     CHECK(message(with("\"vanilla\"", "\"gpas\"")).empty());
+    CHECK(message(with("\"residual_step\": 0", "\"residual_step\": -1")).find("residual_step") != std::string::npos);
     CHECK(notes.empty());
     CHECK(message(with("\"attn_pdrop\": 0.0", "\"attn_pdrop\": 0.1")).empty());
     REQUIRE(notes.size() == 1);
