@@ -131,7 +131,8 @@ static void choose_sizes(Run& run) {
                 matches || pattern == class_name(tensor.cls) || fnmatch(pattern.c_str(), tensor.name.c_str(), 0) == 0;
         if (!matches)
             throw user_error(
-                "--freeze %s: this model has no tensor of such a class (embed, head, matrix, norm, bias, gate) or name",
+                "--freeze %s: this model has no tensor of such a class (embed, head, matrix, auxmat, norm, bias, gate) or "
+                "name",
                 pattern.c_str());
     }
     if (run.resume_step >= 0) {
