@@ -131,8 +131,8 @@ static void choose_sizes(Run& run) {
                 matches || pattern == class_name(tensor.cls) || fnmatch(pattern.c_str(), tensor.name.c_str(), 0) == 0;
         if (!matches)
             throw user_error(
-                "--freeze %s: this model has no tensor of such a class (embed, head, matrix, auxmat, norm, bias, gate) or "
-                "name",
+                "--freeze %s: this model has no tensor of such a class (embed, head, matrix, auxmat, norm, bias, gate) "
+                "or name",
                 pattern.c_str());
     }
     if (run.resume_step >= 0) {
@@ -351,7 +351,7 @@ static int train_loop(Run& run) {
     LayerStats layer_stats;
 
     for (int number : {SIGINT, SIGTERM, SIGUSR1}) std::signal(number, on_signal);  // mpirun passes only the last one on
-    if (std::signal(SIGHUP, on_signal) == SIG_IGN) std::signal(SIGHUP, SIG_IGN);   // the terminal is gone; but not under nohup
+    if (std::signal(SIGHUP, on_signal) == SIG_IGN) std::signal(SIGHUP, SIG_IGN);  // as nohup wants it
     model_use_graphs(*run.model, o.graph);
     model_set_time(*run.model, run.state.step, run.micro_steps);
     model_start_clock(*run.model);

@@ -26,7 +26,13 @@ CLI::Validator whole_number() {
 
 // CLI11 takes an empty text for 0: --lr "$LR" without LR would train at rate 0.
 static void refuse_what_is_no_number(CLI::App& app) {
-    static const std::set<std::string> numbers = {"INT", "UINT", "FLOAT", "GIB", "PART", "F", "N"};
+    static const std::set<std::string> whole = {"INT", "N"}, any = {"FLOAT", "GIB", "PART", "F"};
+    const CLI::Validator whole_only(
+        [](std::string& text) {
+            int64_t value = 0;
+            return !text.empty() && CLI::detail::lexical_cast(text, value) ? "" : "'" + text + "' is no whole number";
+        },
+        "");
     const CLI::Validator number(
         [](std::string& text) {
             double value = 0;
@@ -34,7 +40,8 @@ static void refuse_what_is_no_number(CLI::App& app) {
         },
         "");
     for (CLI::Option* option : app.get_options()) {
-        if (numbers.count(option->get_type_name()) > 0) option->check(number);
+        if (whole.count(option->get_type_name()) > 0) option->check(whole_only);
+        if (any.count(option->get_type_name()) > 0) option->check(number);
     }
 }
 

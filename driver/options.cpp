@@ -15,9 +15,9 @@
 
 namespace {
 
-std::string list_of(const std::vector<std::string>& names) {
+std::string list_of(const std::vector<std::string>& names, const char* between = ", ") {
     std::string text;
-    for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+    for (const std::string& name : names) text += (text.empty() ? "" : between) + name;
     return text;
 }
 
@@ -439,15 +439,10 @@ std::vector<std::pair<std::string, std::string>> option_values(const TrainOption
         char text[32];
         return std::string(text, std::to_chars(text, text + sizeof(text), value).ptr);
     };
-    auto joined = [](const std::vector<std::string>& list) {
-        std::string text;
-        for (const std::string& item : list) text += (text.empty() ? "" : " ") + item;
-        return text;
-    };
     return {{"model", o.model},
             {"init-from", o.init_from},
             {"train", o.train},
-            {"mix", joined(o.mix)},
+            {"mix", list_of(o.mix, " ")},
             {"hold-out", number(o.hold_out)},
             {"val", o.val},
             {"batch", std::to_string(o.batch)},
@@ -467,7 +462,7 @@ std::vector<std::pair<std::string, std::string>> option_values(const TrainOption
             {"weight-decay", number(o.weight_decay)},
             {"decay", o.decay},
             {"grad-clip", number(o.grad_clip)},
-            {"freeze", joined(o.freeze)},
+            {"freeze", list_of(o.freeze, " ")},
             {"schedule", o.schedule},
             {"warmup", std::to_string(s.warmup)},
             {"final-lr-ratio", number(s.final_ratio)},
@@ -475,7 +470,7 @@ std::vector<std::pair<std::string, std::string>> option_values(const TrainOption
             {"wsd-shape", o.schedule == "wsd" ? wsd_shape_names()[static_cast<size_t>(s.shape)] : ""},
             {"val-every", std::to_string(o.val_every.value_or(0))},
             {"val-batches", std::to_string(o.val_batches.value_or(0))},
-            {"eval", joined(o.eval)},
+            {"eval", list_of(o.eval, " ")},
             {"eval-every", std::to_string(o.eval_every.value_or(0))},
             {"sample-every", std::to_string(o.sample_every)},
             {"layer-stats-every", std::to_string(o.layer_stats_every)},

@@ -106,7 +106,8 @@ TEST_CASE("--init-only and --resume are a run from the start", "[resume]") {
         check_same_log(temp.path + "/a", temp.path + "/b");
     }
     REQUIRE(d.train(d.temp.path + "/seed", {"--init-only"}).status == 0);
-    CHECK(run_program("train_gpt2", tiny_args(d.prefix, d.temp.path + "/seed", {"--resume", "--seed", "2"})).status == 1);
+    const std::vector<std::string> seed = tiny_args(d.prefix, d.temp.path + "/seed", {"--resume", "--seed", "2"});
+    CHECK(run_program("train_gpt2", seed).status == 1);
 }
 
 TEST_CASE("--resume passes over damaged checkpoints", "[resume]") {
