@@ -24,13 +24,20 @@ CLI::Validator whole_number() {
     return CLI::Validator(check, "");
 }
 
-// CLI11 takes an empty text for 0: --lr "$LR" without LR would train at rate 0.
+// CLI11 takes an empty text for 0 (--lr "$LR" without LR would train at rate 0), 010 for 8, and the largest number there
+// is for one that is too large.
 static void refuse_what_is_no_number(CLI::App& app) {
     static const std::set<std::string> whole = {"INT", "N"}, any = {"FLOAT", "GIB", "PART", "F"};
     const CLI::Validator whole_only(
         [](std::string& text) {
             int64_t value = 0;
-            return !text.empty() && CLI::detail::lexical_cast(text, value) ? "" : "'" + text + "' is no whole number";
+            const bool sign = text.size() > 1 && text[0] == '+' && text[1] != '-';
+            const char *start = text.data() + (sign ? 1 : 0), *end = text.data() + text.size();
+            const auto [stop, error] = std::from_chars(start, end, value);
+            if (error != std::errc() || stop != end)
+                return "'" + text + "' is no whole number" + (error == std::errc::result_out_of_range ? " in range" : "");
+            text = std::to_string(value);
+            return std::string();
         },
         "");
     const CLI::Validator number(
@@ -40,7 +47,7 @@ static void refuse_what_is_no_number(CLI::App& app) {
         },
         "");
     for (CLI::Option* option : app.get_options()) {
-        if (whole.count(option->get_type_name()) > 0) option->check(whole_only);
+        if (whole.count(option->get_type_name()) > 0) option->transform(whole_only);
         if (any.count(option->get_type_name()) > 0) option->check(number);
     }
 }

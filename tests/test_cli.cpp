@@ -66,6 +66,7 @@ TEST_CASE("defaults are those of the contract", "[cli]") {
 TEST_CASE("of a repeated option the last counts, repeatable ones gather", "[cli]") {
     CHECK(parse(with({"--lr", "1", "--lr", "2"}))->lr == 2);
     CHECK(parse(with({"--steps", "7"}))->steps == 7);
+    CHECK(parse(with({"--steps", "+0010"}))->steps == 10);
     CHECK_FALSE(parse(with({"--shuffle", "--no-shuffle"}))->shuffle);
     CHECK(parse(with({"--no-shuffle", "--shuffle"}))->shuffle);
     const TrainOptions o = *parse(with({"--freeze", "embed", "--freeze", "h.0.*"}));
@@ -107,6 +108,7 @@ TEST_CASE("mistakes on the command line are refused in one line", "[cli]") {
         {{"--lr", "nan"}, "--lr nan"},
         {{"--lr", "inf"}, "--lr inf: it must be finite"},
         {{"--lr", ""}, "--lr: '' is no number"},
+        {{"--steps", "99999999999999999999"}, "--steps: '99999999999999999999' is no whole number in range"},
         {{"--seq", ""}, "--seq: '' is no whole number"},
         {{"--norm-eps", ""}, "--norm-eps: '' is no number"},
         {{"--hold-out", ""}, "--hold-out: '' is no number"},
