@@ -80,7 +80,7 @@ std::string checkpoint_save(const std::string& run, const RunState& state, const
 
     ModelConfig config_now = config;
     config_now.residual_step += state.step;
-    write_text_atomic(path + "/config.json", config_to_json(config_now));
+    write_text_atomic(path + "/config.json", config_to_json(config_now, dtype == Dtype::bf16 ? "bfloat16" : "float32"));
     weights_write(path + "/model.safetensors", registry, arrays.master, dtype);
     if (arrays.m != nullptr) {
         std::vector<TensorOut> tensors;

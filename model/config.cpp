@@ -208,7 +208,7 @@ static json llama_fields(const ModelConfig& c) {
     };
 }
 
-std::string config_to_json(const ModelConfig& c) {
+std::string config_to_json(const ModelConfig& c, const char* dtype) {
     json options = json::object();
     for (const auto& [key, value] : c.residual_options) {
         try {
@@ -225,7 +225,7 @@ std::string config_to_json(const ModelConfig& c) {
     json j = c.arch == Arch::llama ? llama_fields(c) : gpt2_fields(c);
     j["tie_word_embeddings"] = c.tie;
     j["initializer_range"] = 0.02;
-    j["torch_dtype"] = "float32";
+    j["torch_dtype"] = dtype;
     // The token that ends a text: of GPT-2's tokenizer, or of the bytes. Left to itself transformers assumes 50256, or
     // 1 and 2, whatever the vocabulary.
     j["bos_token_id"] = j["eos_token_id"] = c.vocab > 50256 ? json(50256) : c.vocab == 256 ? json(0) : json(nullptr);

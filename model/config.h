@@ -47,7 +47,7 @@ ModelConfig preset_config(const std::string& name);  // UserError lists the know
 void check_config(const ModelConfig& config);
 
 // config.json of a checkpoint: Hugging Face GPT2Config / LlamaConfig field names plus ours (interface: checkpoint
-// folder).
-std::string config_to_json(const ModelConfig& config);
+// folder). dtype: of the weights beside it, in torch's words.
+std::string config_to_json(const ModelConfig& config, const char* dtype = "float32");
 // path names the file in error messages; notes receives remarks worth showing (ignored dropout).
 ModelConfig config_from_json(const std::string& text, const std::string& path, std::vector<std::string>& notes);

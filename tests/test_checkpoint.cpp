@@ -100,6 +100,8 @@ TEST_CASE("a checkpoint is read back as it was written", "[checkpoint]") {
         CHECK(folder == s.temp.path + "/step_00000007");
         CHECK(checkpoint_fault(folder).empty());
         CHECK_FALSE(fs::exists(folder + ".tmp"));
+        const char* said = dtype == Dtype::f32 ? "\"torch_dtype\": \"float32\"" : "\"torch_dtype\": \"bfloat16\"";
+        CHECK(read_text(folder + "/config.json").find(said) != std::string::npos);
 
         const RunState want = some_state(7), got = checkpoint_read_state(folder);
         CHECK(got.step == want.step);
