@@ -77,7 +77,10 @@ void options_choices(const TrainOptions& options, ModelConfig& config);
 Recompute options_recompute(const TrainOptions& options);
 Schedule options_schedule(const TrainOptions& options);
 
-// Every option with the value it has, for log.jsonl and state.json.
+// names, one after the other with `between` in between.
+std::string list_of(const std::vector<std::string>& names, const char* between = ", ");
+
+// Every option with the value it has, but where to write (--out, --dump-grads), for log.jsonl and state.json.
 std::vector<std::pair<std::string, std::string>> option_values(const TrainOptions& options);
 // A note for every option that a resumed run has otherwise than `before`, the values in its checkpoint. UserError for one
 // that the weights it began with depend on, or, once it has `begun` to read them, the order of the data.
