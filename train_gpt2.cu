@@ -3,6 +3,7 @@
 // Read main() at the end first, then train(), which is a run from top to bottom; above it stand the parts it is made
 // of. Under mpirun every rank runs all of this; rank 0 alone prints, writes and reads what only one must read.
 #include <fnmatch.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <cmath>
@@ -28,11 +29,17 @@
 #include "parallel/rendezvous.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Signals: the handler leaves a mark, the loop sees it after the update and ends with a checkpoint.
+// Signals: the handler leaves a mark, the loop sees it after the update and ends with a checkpoint. An update may take
+// minutes: a second Ctrl-C does not wait. A second SIGTERM does, for a batch system may send it to the launcher and to
+// the ranks, so that one reaches a rank twice. (Ctrl-C of mpirun comes to the ranks as SIGTERM.)
 
 static volatile sig_atomic_t signal_seen = 0;
-static void on_signal(int) {
+static void on_signal(int number) {
     signal_seen = 1;
+    if (number != SIGINT) return;
+    std::signal(SIGINT, SIG_DFL);
+    static constexpr char note[] = "\ninterrupted: ends after this update, with a checkpoint; Ctrl-C again stops at once\n";
+    [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, note, sizeof note - 1);
 }
 
 static double seconds_now() {

@@ -49,6 +49,18 @@ void check_same_log(const std::string& a, const std::string& b) {
     }
 }
 
+// The status of a run while which a shell does `meanwhile`. What it says on stderr goes to OUT.err.
+int run_while(const std::string& prefix, const std::string& out, const std::vector<std::string>& more,
+              const std::string& meanwhile) {
+    std::string command = "OUT='" + out + "'; '" + std::string(getenv("RESIDUAL_BUILD")) + "/train_gpt2'";
+    for (const std::string& word : tiny_args(prefix, out, more)) command += " '" + word + "'";
+    command += " > /dev/null 2> \"$OUT.err\" & PID=$!; " + meanwhile + "; wait $PID";
+    std::string escaped;
+    for (char c : command) escaped += c == '"' || c == '$' || c == '\\' ? std::string("\\") + c : std::string(1, c);
+    return std::system(("bash -c \"" + escaped + "\"").c_str());
+}
+const std::string third_update = "until grep -qs '\"step\",\"step\":3,' \"$OUT/log.jsonl\"; do sleep 0.005; done; ";
+
 }  // namespace
 
 TEST_CASE("10 updates are 5 + resume + 5, bit for bit", "[resume]") {
@@ -238,22 +250,7 @@ TEST_CASE("a signal ends the run after the update, with a checkpoint, and the ru
     Data d;
     const std::string signal = GENERATE("TERM", "HUP");
     REQUIRE(d.train(d.dir, {"--steps", "60"}).status == 0);
-    // A shell sends the signal as soon as the first update is in the log.
-    std::string command = "OUT='" + d.other + "'; '" + std::string(getenv("RESIDUAL_BUILD")) + "/train_gpt2'";
-    for (const std::string& word : tiny_args(d.prefix, d.other, {"--steps", "60"})) command += " '" + word + "'";
-    command +=
-        " > /dev/null & PID=$!; until grep -qs '\"step\",\"step\":3,' \"$OUT/log.jsonl\"; do sleep 0.005; done; "
-        "kill -" + signal + " $PID; wait $PID";
-    const int raw =
-        std::system(("bash -c \"" +
-                     [&] {
-                         std::string escaped;
-                         for (char c : command)
-                             escaped += c == '"' || c == '$' || c == '\\' ? std::string("\\") + c : std::string(1, c);
-                         return escaped;
-                     }() +
-                     "\"")
-                        .c_str());
+    const int raw = run_while(d.prefix, d.other, {"--steps", "60"}, third_update + "kill -" + signal + " $PID");
     REQUIRE(WIFEXITED(raw));
     if (WEXITSTATUS(raw) == 0) SKIP_TEST("signal: the run was over before the signal came");
     REQUIRE(WEXITSTATUS(raw) == 3);
@@ -264,6 +261,23 @@ TEST_CASE("a signal ends the run after the update, with a checkpoint, and the ru
     REQUIRE(d.train(d.other, {"--steps", "60", "--resume"}).status == 0);
     check_same_bytes(d.dir + "/step_00000060", d.other + "/step_00000060", all_files);
     check_same_log(d.dir, d.other);
+}
+
+TEST_CASE("Ctrl-C ends the run after the update and says so; a second one stops at once", "[resume]") {
+    NEEDS_PROGRAM();
+    Data d;
+    const int once = run_while(d.prefix, d.dir, {"--steps", "100000"}, third_update + "kill -INT $PID");
+    REQUIRE(WIFEXITED(once));
+    CHECK(WEXITSTATUS(once) == 3);
+    CHECK(read_text(d.dir + ".err").find("Ctrl-C again stops at once") != std::string::npos);
+    CHECK(read_events(d.dir, "checkpoint").size() == 1);
+    // An update of many seconds. SigCgt: the signals that the process handles, in hexadecimal; SIGINT is 2.
+    const int twice = run_while(d.prefix, d.other, {"--total-batch", "1280000"},
+                                "until grep -q 'SigCgt:.*[2367abef]$' /proc/$PID/status; do sleep 0.005; done; "
+                                "kill -INT $PID; until [ -s \"$OUT.err\" ]; do sleep 0.005; done; kill -INT $PID");
+    REQUIRE(WIFEXITED(twice));
+    CHECK(WEXITSTATUS(twice) == 128 + SIGINT);
+    CHECK(read_events(d.other, "step").empty());
 }
 
 TEST_CASE("--init-from takes run, checkpoint and Hugging Face folders", "[resume]") {
