@@ -1,10 +1,9 @@
-// The network, forward and backward: read it top to bottom. Every kernel and every product of a training step is here.
+// The network, forward and backward: read it top to bottom. Everything that a pass launches is started from here; what a
+// linear map launches stands in model/linear.cu, what a seam launches in residual/, the optimizer in model/update.cpp.
 #include <algorithm>
-#include <cstring>
 
 #include "kernels/attention.cuh"
 #include "kernels/attention_decode.cuh"
-#include "kernels/bias.cuh"
 #include "kernels/classifier.cuh"
 #include "kernels/rope.cuh"
 #include "kernels/scoring.cuh"
