@@ -306,6 +306,16 @@ TEST_CASE("the recorder of traffic", "[traffic]") {
     CHECK(all[3].written == 4);
 }
 
+TEST_CASE("bench refuses to time a machine that executes nothing", "[traffic]") {
+    if (!have_program("bench")) SKIP_TEST("needs the programs in RESIDUAL_BUILD");
+    setenv("SIMT_DRY", "1", 1);
+    const ProgramResult result = run_program("bench", {"--kernel", "step", "--model", "gpt2-nano"});
+    unsetenv("SIMT_DRY");
+    CHECK(result.status == 1);
+    CHECK(result.out.empty());
+    CHECK(result.err.find("--kernel step --count") != std::string::npos);
+}
+
 TEST_CASE("a dry machine counts what a real one does", "[traffic]") {
     if (!have_program("bench")) SKIP_TEST("needs the programs in RESIDUAL_BUILD");
     TempFolder folder;

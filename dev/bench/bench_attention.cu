@@ -151,10 +151,9 @@ void bench_decode(int B, int length, int NH, int NKV, int HS) {
     floatX* out = device_array<floatX>(static_cast<int64_t>(B) * NH * HS);
     void* scratch =
         device_array<char>(static_cast<int64_t>(attention_decode_scratch_bytes(B, length, NH, NKV, HS)));
-    const double us =
-        time_us([&] { attention_decode(out, scratch, qkv, cache, B, length, length, NH, NKV, HS, nullptr); });
-    bench_report({"attention_decode", format("B=%d T=%d NH=%d NKV=%d HS=%d", B, length, NH, NKV, HS), us,
-                  static_cast<double>(count) * sizeof(floatX)});
+    bench_beside_copy("attention_decode", format("B=%d T=%d NH=%d NKV=%d HS=%d", B, length, NH, NKV, HS), [&] {
+        attention_decode(out, scratch, qkv, cache, B, length, length, NH, NKV, HS, nullptr);
+    });
     for (void* p : {static_cast<void*>(cache), static_cast<void*>(qkv), static_cast<void*>(out), scratch})
         CUDA_CHECK(cudaFree(p));
 }

@@ -91,11 +91,10 @@ void activations(int64_t N, int C) {
     for (Activation act : {Activation::gelu_new, Activation::gelu}) {
         const std::string shape =
             format("N=%d C=%d %s", static_cast<int>(N), C, act == Activation::gelu_new ? "gelu_new" : "gelu");
-        auto report = [&](const char* name, const std::function<void()>& work) {
-            bench_report({name, shape, time_us(work), declared_bytes(work)});
-        };
-        report("activation_forward", [&] { activation_forward(c.data, a.data, act, n, nullptr); });
-        report("activation_backward", [&] { activation_backward(c.data, b.data, a.data, act, n, nullptr); });
+        bench_beside_copy("activation_forward", shape,
+                          [&] { activation_forward(c.data, a.data, act, n, nullptr); });
+        bench_beside_copy("activation_backward", shape,
+                          [&] { activation_backward(c.data, b.data, a.data, act, n, nullptr); });
     }
 }
 
