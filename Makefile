@@ -11,7 +11,7 @@
 #   NO_PCRE2=1   builds without PCRE2, as on a machine that lacks it: no GPT-2 tokenizer, no program tokenize
 #   VARIANT=check|asan   (CPU) kernels under the checking mode / AddressSanitizer; builds tests of kernels, check of rules too
 #
-# A build lives in build/BACKEND-PRECISION[-VARIANT]/; build/NAME links to the default build's programs.
+# A build lives in build/BACKEND-PRECISION[-VARIANT]/; build/NAME links to the programs made last.
 
 CUDA ?= /usr/local/cuda
 NVCC ?= $(firstword $(wildcard $(CUDA)/bin/nvcc) $(shell command -v nvcc 2>/dev/null))
