@@ -3,11 +3,9 @@
 // Read main() at the end first, then train(), which is a run from top to bottom; above it stand the parts it is made
 // of. Under mpirun every rank runs all of this; rank 0 alone prints, writes and reads what only one must read.
 #include <fnmatch.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <cmath>
-#include <csignal>
 #include <filesystem>
 
 #include "checkpoint/checkpoint.h"
@@ -22,25 +20,12 @@
 #include "driver/options.h"
 #include "driver/program.h"
 #include "driver/sampler.h"
+#include "driver/stop.h"
 #include "driver/tuning.h"
 #include "driver/update_log.h"
 #include "eval/tasks.h"
 #include "model/model.h"
 #include "parallel/rendezvous.h"
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Signals: the handler leaves a mark, the loop sees it after the update and ends with a checkpoint. An update may take
-// minutes: a second Ctrl-C does not wait. A second SIGTERM does, for a batch system may send it to the launcher and to
-// the ranks, so that one reaches a rank twice. (Ctrl-C of mpirun comes to the ranks as SIGTERM.)
-
-static volatile sig_atomic_t signal_seen = 0;
-static void on_signal(int number) {
-    signal_seen = 1;
-    if (number != SIGINT) return;
-    std::signal(SIGINT, SIG_DFL);
-    static constexpr char note[] = "\ninterrupted: ends after this update, with a checkpoint; Ctrl-C again stops at once\n";
-    [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, note, sizeof note - 1);
-}
 
 static double seconds_now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -357,8 +342,7 @@ static int train_loop(Run& run) {
     UpdateLog updates(*run.model, run.log);
     LayerStats layer_stats;
 
-    for (int number : {SIGINT, SIGTERM, SIGUSR1}) std::signal(number, on_signal);  // mpirun passes only the last one on
-    if (std::signal(SIGHUP, on_signal) == SIG_IGN) std::signal(SIGHUP, SIG_IGN);  // as nohup wants it
+    stop_on_signals();
     model_use_graphs(*run.model, o.graph);
     model_set_time(*run.model, run.state.step, run.micro_steps);
     model_start_clock(*run.model);
@@ -377,7 +361,7 @@ static int train_loop(Run& run) {
         dump = false;
         settings.lr = o.lr * schedule_at(run.schedule, step - 1);
         if (watch_here) layer_stats.before_update(*run.model);
-        const bool signalled = signal_seen != 0;
+        const bool signalled = stop_asked();
         model_update(*run.model, settings, step, run.comm, signalled);
         run.state.step = step;
         run.state.tokens += run.total_batch;

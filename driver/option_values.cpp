@@ -68,8 +68,7 @@ std::vector<std::string> options_changes(const TrainOptions& o,
     for (const auto& [name, value] : option_values(o)) now[name] = value;
     for (const auto& [name, value] : before) {
         if (now.count(name) == 0 || now[name] == value) continue;
-        if (name == "seed" ||
-            (begun && (name == "seq" || name == "shuffle" || name == "mix" || name == "hold-out")))
+        if (name == "seed" || (begun && (name == "seq" || name == "shuffle" || name == "mix" || name == "hold-out")))
             throw user_error(
                 "--resume: --%s was %s and is %s now, which would be another data order; leave it as it was",
                 name.c_str(), value.c_str(), now[name].c_str());
