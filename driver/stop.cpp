@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <initializer_list>
 
 // An update may take minutes: a second Ctrl-C does not wait. A second SIGTERM does, for a batch system may send it to
 // the launcher and to the ranks, so that one reaches a rank twice. (Ctrl-C of mpirun comes to the ranks as SIGTERM.)

@@ -248,7 +248,7 @@ TEST_CASE("kernels launched one by one give the same bytes as graphs, and the lo
 TEST_CASE("a signal ends the run after the update, with a checkpoint, and the run goes on from there", "[resume]") {
     NEEDS_PROGRAM();
     Data d;
-    const std::string signal = GENERATE("TERM", "HUP");
+    const std::string signal = GENERATE("TERM", "HUP", "PIPE");
     REQUIRE(d.train(d.dir, {"--steps", "60"}).status == 0);
     const int raw = run_while(d.prefix, d.other, {"--steps", "60"}, third_update + "kill -" + signal + " $PID");
     REQUIRE(WIFEXITED(raw));
