@@ -34,11 +34,14 @@ def cuobjdump():
 
 def functions(path, arch):
     """[(name, [(address, opcode, operands)])] of an object's code for arch."""
+    if not Path(path).is_file():
+        sys.exit(f"{path}: no such object; make BACKEND=cuda PRECISION=bf16 ARCHS=90a builds those of the engine")
     tool = cuobjdump()
-    out = subprocess.run([tool, "-sass", "-arch", arch, path], capture_output=True, text=True, check=True,
-                         env={"PATH": str(tool.parent)}).stdout
+    listing = subprocess.run([tool, "-sass", "-arch", arch, path], capture_output=True, text=True, env={"PATH": str(tool.parent)})
+    if listing.returncode:
+        sys.exit(f"{path}: cuobjdump finds no {arch} code in it: {' '.join(listing.stderr.split())}")
     found = []
-    for line in out.splitlines():
+    for line in listing.stdout.splitlines():
         if "Function :" in line:
             found.append((line.split("Function :")[1].strip(), []))
         elif match := INSTRUCTION.match(line):
