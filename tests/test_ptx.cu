@@ -188,11 +188,12 @@ __global__ void cp_async_4_kernel(uint32_t* out, const uint32_t* in) {
     out[lane] = shared.word[31 - lane];
 }
 
-// out (2,n): 2^x, and x and x/3 packed as bf16
-__global__ void scalar_kernel(float* out, uint32_t* packed, const float* x, int n) {
+// out (n): 2^x; inverse (n): 1/x; packed (n): x and x/3 as bf16
+__global__ void scalar_kernel(float* out, float* inverse, uint32_t* packed, const float* x, int n) {
     const int i = threadIdx.x;
     if (i < n) {
         out[i] = exp2_approx(x[i]);
+        inverse[i] = reciprocal_approx(x[i]);
         packed[i] = pack_bf16(x[i], x[i] / 3.0f);
     }
 }
@@ -289,16 +290,22 @@ TEST_CASE("cp.async of single words", "[ptx]") {
     CHECK(out.read() == want);
 }
 
-TEST_CASE("exp2_approx and pack_bf16", "[ptx]") {
-    std::vector<float> x = {0.0f, 1.0f, -1.0f, 0.3f, -7.25f, 100.5f, -100.5f, -125.9f, -200.0f, -INFINITY, 1e-9f};
-    Device<float> x_d(x), out(x.size());
+TEST_CASE("exp2_approx, reciprocal_approx and pack_bf16", "[ptx]") {
+    std::vector<float> x = {0.0f,    1.0f,    -1.0f,     0.3f,  -7.25f, 100.5f,   -100.5f,
+                            -125.9f, -200.0f, -INFINITY, 1e-9f, 3e38f,  0x1p126f, INFINITY};
+    Device<float> x_d(x), out(x.size()), inverse(x.size());
     Device<uint32_t> packed(x.size());
-    launch(scalar_kernel, 1, 32, 0, nullptr, out.data, packed.data, x_d.data, static_cast<int>(x.size()));
-    const std::vector<float> got = out.read();
+    launch(scalar_kernel, 1, 32, 0, nullptr, out.data, inverse.data, packed.data, x_d.data, static_cast<int>(x.size()));
+    const std::vector<float> got = out.read(), inverses = inverse.read();
     const std::vector<uint32_t> pairs = packed.read();
     for (size_t i = 0; i < x.size(); i++) {
         const double want = x[i] < -126 ? 0 : std::exp2(static_cast<double>(x[i]));
-        CHECK(got[i] == Approx(want).epsilon(4e-7));  // ex2.approx: 2 ulp
+        if (x[i] < 128) CHECK(got[i] == Approx(want).epsilon(4e-7));  // ex2.approx: 2 ulp
+        const double quotient = 1 / static_cast<double>(x[i]);
+        if (std::fabs(quotient) < 0x1p-126)
+            CHECK(inverses[i] == 0);
+        else
+            CHECK(inverses[i] == Approx(quotient).epsilon(2e-7));  // rcp.approx: 1 ulp
         CHECK(pairs[i] == (bits_of(x[i]) | bits_of(x[i] / 3.0f) << 16));
     }
 }
