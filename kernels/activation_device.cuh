@@ -12,11 +12,16 @@ struct ActivationPoint {
     float value, slope;
 };
 
-// sigma(x) = 1 / (1 + e^-x), for y = -x / ln 2. Small values keep their digits, and an infinite e^-x gives zero. The
-// slopes below need 1 - sigma as well, next to sigma itself, where the digits it lacks do not show.
-__device__ __forceinline__ float sigmoid(float y) {
-    return reciprocal_approx(1.0f + exp2_approx(y));
-}
+// value = sigma(x) = 1 / (1 + e^-x) and rest = 1 - sigma(x) = e^-x sigma(x), for y = -x / ln 2: small ones keep their
+// digits, which slopes multiply with up to 34. Where e^-x is infinite both are zero; rest only ever meets value.
+struct Sigmoid {
+    float value, rest;
+
+    static __device__ __forceinline__ Sigmoid at(float y) {
+        const float e = exp2_approx(y), value = reciprocal_approx(1.0f + e);
+        return {value, fminf(e, 3.402823466e38f) * value};
+    }
+};
 constexpr float LOG2E = 1.4426950408889634f;
 
 // tanh(u) = 2 sigma(2u) - 1, so that gelu_new(h) = h sigma(2u): one exponential and no cancellation for negative h.
@@ -26,8 +31,10 @@ struct GeluNew {
     static constexpr float CUBIC = 0.044715f;
 
     static __device__ __forceinline__ ActivationPoint at(float h) {
-        const float h2 = h * h, sigma = sigmoid(h * fmaf(-LOG2E * SCALE * CUBIC, h2, -LOG2E * SCALE)), v = h * sigma;
-        return {v, fmaf(v * (1.0f - sigma), fmaf(SCALE * 3 * CUBIC, h2, SCALE), sigma)};
+        const float h2 = h * h;
+        const Sigmoid s = Sigmoid::at(h * fmaf(-LOG2E * SCALE * CUBIC, h2, -LOG2E * SCALE));
+        const float v = h * s.value;
+        return {v, fmaf(v * s.rest, fmaf(SCALE * 3 * CUBIC, h2, SCALE), s.value)};
     }
 };
 
@@ -56,8 +63,9 @@ struct Gelu {
 
 struct Silu {
     static __device__ __forceinline__ ActivationPoint at(float g) {
-        const float sigma = sigmoid(-LOG2E * g), v = g * sigma;
-        return {v, fmaf(v, 1.0f - sigma, sigma)};
+        const Sigmoid s = Sigmoid::at(-LOG2E * g);
+        const float v = g * s.value;
+        return {v, fmaf(v, s.rest, s.value)};
     }
 };
 

@@ -42,6 +42,7 @@ struct BackwardTile {
         float lse2[STAGES][BQ], delta[STAGES][BQ];                // lse*log2(e); infinity beyond T: P is zero there
         uint64_t kv_full[KV_STAGES], kv_empty[KV_STAGES], q_full[STAGES], q_empty[STAGES], dq_full, dq_empty;
     };
+    static_assert(sizeof(Shared) <= 227 * 1024, "what a block may have");
 };
 
 // Where fragment elements 4*c..4*c+3 of a thread of a consumer lie in a tile of dQ, in shared and in global memory.

@@ -48,6 +48,7 @@ struct ForwardTile {
         alignas(1024) __nv_bfloat16 out[HALVES][BQ * 64];
         uint64_t q_full, q_empty, k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
     };
+    static_assert(sizeof(Shared) <= 227 * 1024, "what a block may have");
 };
 
 struct ForwardMaps {

@@ -35,7 +35,7 @@ inline uint32_t check_load_issued(size_t, size_t, const void*) {
 inline void check_load_arrived(size_t, size_t, unsigned, uint32_t, Clock&) {}
 inline void check_async_read(size_t, size_t, const void*) {}
 inline void check_watch_reads(const uint16_t*) {}
-inline void check_async_read_over(uint32_t, const uint16_t*, size_t, const void*) {}
+inline void check_async_read_over(uint32_t, bool, const uint16_t*, size_t, const void*) {}
 inline uint32_t check_async_event() { return 0; }
 inline void check_read(const void*, size_t, const void*) {}
 inline void check_write(const void*, size_t, const void*) {}

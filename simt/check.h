@@ -39,7 +39,7 @@ void check_async_read(size_t offset, size_t bytes, const void* pc);
 void check_watch_reads(const uint16_t* reading);  // see Checker::reading
 // The running lane has waited for a store or product, number `event`, that read `pieces` of 16 bytes. Who writes there
 // must come after such a wait; for a product, which its warpgroup has in common, after that of any of the four warps.
-void check_async_read_over(uint32_t event, const uint16_t* pieces, size_t count, const void* pc);
+void check_async_read_over(uint32_t event, bool product, const uint16_t* pieces, size_t count, const void* pc);
 uint32_t check_async_event();  // the next number
 
 }  // namespace simt

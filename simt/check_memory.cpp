@@ -99,15 +99,17 @@ constexpr unsigned kWarps = kMaxThreads / kWarp;
 
 // The running lane writes byte `offset`: what read there asynchronously is over, and the lane must know.
 void check_async_readers(Checker& c, size_t offset, size_t bytes, const void* pc) {
-    uint8_t& groups = c.async_groups[offset / 16];
-    for (; groups; groups &= static_cast<uint8_t>(groups - 1)) {
+    const uint16_t byte = static_cast<uint16_t>(1u << offset % 16);
+    if (c.async_written[offset / 16] & byte) return;
+    c.async_written[offset / 16] |= byte;
+    for (unsigned groups = c.async_groups[offset / 16]; groups; groups &= groups - 1) {
         const unsigned group = static_cast<unsigned>(__builtin_ctz(groups));
         const AsyncRead* warps = &c.async_reads[offset / 16 * kWarps + 4 * group];
         const AsyncRead* last = warps;
         for (unsigned w = 1; w < 4; w++)
             if (warps[w].event > last->event) last = warps + w;
-        bool ordered = last->epoch != c.epoch ||
-                       (self.thread / (4 * kWarp) == group && c.async_waited[self.thread] >= last->event);
+        bool ordered = last->epoch != c.epoch || (last->product && self.thread / (4 * kWarp) == group &&
+                                                  c.async_waited[self.thread] >= last->event);
         for (unsigned w = 0; w < 4; w++)
             ordered |= warps[w].event == last->event && ordered_after(c, warps[w].thread, warps[w].lane_epoch);
         if (!ordered) race("writes", last->thread, "waited for an asynchronous read of", last->pc, offset, bytes, pc);
@@ -203,19 +205,22 @@ uint32_t check_async_event() {
     return ++checker->async_events;
 }
 
-void check_async_read_over(uint32_t event, const uint16_t* pieces, size_t count, const void* pc) {
+void check_async_read_over(uint32_t event, bool product, const uint16_t* pieces, size_t count, const void* pc) {
     Checker& c = *checker;
     if (c.async_groups.empty()) {
         c.async_groups.resize(kSharedLimit / 16);
+        c.async_written.resize(kSharedLimit / 16);
         c.async_reads.resize(kSharedLimit / 16 * kWarps);
     }
-    c.async_waited[self.thread] = std::max(c.async_waited[self.thread], event);
+    if (product) c.async_waited[self.thread] = std::max(c.async_waited[self.thread], event);
     if (self.lane != 0 && event == c.async_reads[pieces[0] * kWarps + self.thread / kWarp].event) return;
     const unsigned warp = self.thread / kWarp;
     for (size_t i = 0; i < count; i++) {
+        AsyncRead& known = c.async_reads[pieces[i] * kWarps + warp];
+        if (known.event > event) continue;  // another lane of the warp is ahead
+        known = {event, c.epoch, c.lane_epoch[self.thread], pack_pc(pc), self.thread, product};
         c.async_groups[pieces[i]] |= static_cast<uint8_t>(1u << warp / 4);
-        c.async_reads[pieces[i] * kWarps + warp] = {event, c.epoch, c.lane_epoch[self.thread], pack_pc(pc),
-                                                    self.thread};
+        c.async_written[pieces[i]] = 0;
     }
 }
 

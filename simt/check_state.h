@@ -32,6 +32,7 @@ struct Reader {
 // product.
 struct AsyncRead {
     uint32_t event, epoch, lane_epoch, pc, thread;
+    bool product;
 };
 
 struct Waiting {
@@ -56,6 +57,7 @@ struct Checker {
         nullptr;  // per 16 bytes of shared memory: asynchronous reads on their way; null: none yet
     // Those that are over: which warpgroups have waited for one of a piece of 16 bytes, and what is known of each warp.
     std::vector<uint8_t> async_groups;
+    std::vector<uint16_t> async_written;  // of a piece's bytes, those written since, rightly
     std::vector<AsyncRead> async_reads;  // (pieces, warps); both are empty until the first
     uint32_t async_events = 0;
     uint32_t async_waited[kMaxThreads] = {};  // the last event that each thread has waited for itself

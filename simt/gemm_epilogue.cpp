@@ -22,8 +22,9 @@ struct Gelu {
 };
 __forceinline__ Gelu gelu(float h) {
     const float h2 = h * h, y = h * __builtin_fmaf(-kLog2e * kScale * kCubic, h2, -kLog2e * kScale);
-    const float sigma = reciprocal_ftz(1.0f + exp2_f(y)), v = h * sigma;
-    return {v, __builtin_fmaf(v * (1.0f - sigma), __builtin_fmaf(kScale * 3 * kCubic, h2, kScale), sigma)};
+    const float e = exp2_f(y), sigma = reciprocal_ftz(1.0f + e), v = h * sigma;
+    const float rest = (e < 3.402823466e38f ? e : 3.402823466e38f) * sigma;
+    return {v, __builtin_fmaf(v * rest, __builtin_fmaf(kScale * 3 * kCubic, h2, kScale), sigma)};
 }
 
 // One piece of a column of D. `acc` may be `d`.

@@ -86,7 +86,7 @@ void stop_reading(Async& a, const Store& store, const void* pc) {
         a.reading[i]--;
         if (kChecking) pieces.push_back(static_cast<uint16_t>(i));
     }
-    check_async_read_over(check_async_event(), pieces.data(), pieces.size(), pc);
+    check_async_read_over(check_async_event(), false, pieces.data(), pieces.size(), pc);
 }
 void write_out(const Store& store) {
     const size_t element = store.map.stride[0];

@@ -262,7 +262,7 @@ void wgmma_wait(unsigned newest) {
     if (kChecking) {
         for (Finished& f : g.finished) {  // in the order of events
             if (f.group > group || f.event <= lane.observed) continue;
-            check_async_read_over(f.event, f.pieces.data(), f.pieces.size(), call.pc);
+            check_async_read_over(f.event, true, f.pieces.data(), f.pieces.size(), call.pc);
             lane.observed = f.event;
             f.lanes++;
         }

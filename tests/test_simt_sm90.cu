@@ -32,6 +32,8 @@ enum Fault {
     STORE_NOT_AWAITED,
     STORE_OVERWRITTEN,
     STORE_REUSED,
+    STORE_REUSED_LATER,
+    STORE_REUSED_IN_PART,
     ODD_BULK,
     MISALIGNED_BULK,
     // wgmma
@@ -124,6 +126,7 @@ __global__ void copy_kernel(float* seen, const __grid_constant__ TensorMap map, 
     }
     mbarrier_wait(shared.barrier, 0);
     for (int j = i; j < 256; j += 64) values[j] += 1.0f;
+    for (int j = i; j < 4; j += 64) shared.b[j] = 0;
     if (fault != STORE_WITHOUT_FENCE) fence_proxy_async();
     __syncthreads();
     if (i == 0) {
@@ -134,9 +137,20 @@ __global__ void copy_kernel(float* seen, const __grid_constant__ TensorMap map, 
         if (fault == STORE_OVERWRITTEN) values[9] = 0.0f;
         if (fault != STORE_NOT_AWAITED) tma_store_wait<0>();
     }
-    if (fault == STORE_REUSED && i == 40) {  // only thread 0 knows when it is over
+    // Only thread 0 knows when it is over.
+    if ((fault == STORE_REUSED || fault == STORE_REUSED_LATER) && i == 40) {
         rest();
+        if (fault == STORE_REUSED_LATER) {  // another store, its own
+            bulk_store(seen, shared.b, 16);
+            tma_store_commit();
+            tma_store_wait<0>();
+        }
         values[40] = 0.0f;
+    }
+    if (fault == STORE_REUSED_IN_PART && i == 0) values[40] = 0.0f;
+    if (fault == STORE_REUSED_IN_PART && i == 42) {
+        rest();
+        values[42] = 0.0f;
     }
 }
 
@@ -284,6 +298,8 @@ TEST_CASE("misused TMA copies are reported or give stale data", "[simt][faults][
         require(f.copy(STORE_REUSED), {"race: thread (40,0,0) writes 4 bytes of shared memory at offset 160, thread "
                                        "(0,0,0) waited for an asynchronous read of it",
                                        HERE});
+        require(f.copy(STORE_REUSED_LATER), {"thread (40,0,0) writes 4 bytes of shared memory at offset 160", HERE});
+        require(f.copy(STORE_REUSED_IN_PART), {"thread (42,0,0) writes 4 bytes of shared memory at offset 168", HERE});
     }
 }
 

@@ -18,7 +18,7 @@ def cuobjdump():
     for found in (shutil.which("cuobjdump"), "/usr/local/cuda/bin/cuobjdump"):
         if found and Path(found).exists() and Path(found).with_name("nvdisasm").exists():
             return Path(found)
-    if not list(FETCHED.rglob("cuobjdump")):
+    if not (FETCHED / "complete").exists():
         FETCHED.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "1", "--timeout", "30",
                    "--dest", FETCHED, "nvidia-cuda-cuobjdump", "nvidia-cuda-nvdisasm"]
@@ -29,6 +29,7 @@ def cuobjdump():
             zipfile.ZipFile(wheel).extractall(FETCHED)
         for name in ("cuobjdump", "nvdisasm"):
             next(FETCHED.rglob(name)).chmod(0o755)
+        (FETCHED / "complete").touch()
     return next(FETCHED.rglob("cuobjdump"))
 
 
